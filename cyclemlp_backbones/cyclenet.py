@@ -1,0 +1,239 @@
+"""The network: one class that is a feature pyramid or a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.distributed.fleet.utils import recompute
+
+from cyclemlp_backbones.layers import CycleFC, Downsample, DropPath, Mlp, PatchEmbed, linear
+from cyclemlp_backbones.pyramid import StageSpec, check_out_indices
+
+MIN_SIZE = 32
+"""Smallest height and width of an image, in pixels: the last stage still has one position."""
+
+_EPSILON = 1e-5
+
+
+class CycleMixer(nn.Layer):
+    """Spatial and channel mixing of a block (paper section 3.3): [N, H, W, C] -> [N, H, W, C].
+
+    Three branches, CycleFC along the width, CycleFC along the height and a plain Linear, are weighted per channel and
+    sample by a softmax over the branches, which is computed from the mean of their sum; then a Linear projects the sum.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.mlp_c = linear(channels, channels, bias=False)
+        self.sfc_h = CycleFC(channels, channels, (1, 3))  # published name; it shifts along the width
+        self.sfc_w = CycleFC(channels, channels, (3, 1))  # published name; it shifts along the height
+        self.reweight = Mlp(channels, channels // 4, channels * 3)
+        self.proj = linear(channels, channels)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
+        summary = (h + w + c).mean([1, 2])
+        # Branch is the fastest axis of the published weights: (N, 3C) -> (N, C, 3).
+        gate = F.softmax(self.reweight(summary).reshape([0, self.channels, 3]), axis=-1)
+        gate = gate.unsqueeze([1, 2])
+        return self.proj(h * gate[..., 0] + w * gate[..., 1] + c * gate[..., 2])
+
+
+class CycleBlock(nn.Layer):
+    """`x + mixer(norm1(x))`, then `x + mlp(norm2(x))`, both branches with stochastic depth: [N, H, W, C] -> [N, H, W, C]."""
+
+    def __init__(self, channels: int, mlp_ratio: float, drop_path_rate: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, epsilon=_EPSILON)
+        self.attn = CycleMixer(channels)  # published name; nothing attends here
+        self.norm2 = nn.LayerNorm(channels, epsilon=_EPSILON)
+        self.mlp = Mlp(channels, int(channels * mlp_ratio), channels)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[float]:
+    """The rate of every block, in order: a linear ramp from 0 at the first to `drop_path_rate` at the last."""
+    return [float(rate) for rate in np.linspace(0.0, drop_path_rate, sum(depths))]
+
+
+class CycleNet(nn.Layer):
+    """CycleMLP of any size (paper section 3 and table 8), a feature pyramid or, with `num_classes`, a classifier.
+
+    Args:
+        depths: blocks per stage, four integers.
+        embed_dims: channels per stage, four integers of at least 4.
+        mlp_ratios: width of each block's hidden layer over its channels, per stage.
+        num_classes: None for a pyramid; the number of classes for a classifier.
+        out_indices: stages that a pyramid returns, an increasing subset of 0..3. Norms exist for those only.
+            A classifier takes the default only: it returns logits.
+        in_channels: channels of the image.
+        drop_path_rate: stochastic depth rate of the last block; a linear ramp from 0 leads to it.
+        frozen_stages: -1 freezes nothing, 0 the stem, k (up to 4) the stem, the first k stages, the downsampling
+            between them and their pyramid norms: no gradients, and eval mode whatever `train()` says.
+        use_recompute: in training, keep only block inputs and compute the rest again in backward: less memory, more time.
+
+    Anything else raises ValueError.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        embed_dims: Sequence[int],
+        mlp_ratios: Sequence[float],
+        *,
+        num_classes: int | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        use_recompute: bool = False,
+    ):
+        super().__init__()
+        _check_per_stage("depths", depths, lambda n: isinstance(n, int) and n >= 1, "integers of at least 1")
+        _check_per_stage("embed_dims", embed_dims, lambda n: isinstance(n, int) and n >= 4, "integers of at least 4")
+        _check_per_stage("mlp_ratios", mlp_ratios, lambda n: n > 0, "positive numbers")
+        _check_integer("in_channels", in_channels, 1)
+        _check_integer("frozen_stages", frozen_stages, -1, 4)
+        if num_classes is not None:
+            _check_integer("num_classes", num_classes, 1)
+            if tuple(out_indices) != (0, 1, 2, 3):
+                raise ValueError(f"out_indices is {out_indices!r}, but a classifier (num_classes={num_classes}) returns logits; leave it out")
+        if not isinstance(drop_path_rate, (int, float)) or not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate is {drop_path_rate!r}; it takes a probability from 0 up to, but not including, 1")
+
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.out_indices = check_out_indices(out_indices)
+        self.frozen_stages = frozen_stages
+        self.use_recompute = bool(use_recompute)
+
+        rates = iter(drop_path_rates(drop_path_rate, depths))
+        self.patch_embed = PatchEmbed(in_channels, embed_dims[0])
+        self.network = nn.LayerList()  # published names: stage i is network.{2i}, the downsampling after it network.{2i+1}
+        specs = []
+        stride = 4
+        for stage, (depth, channels, mlp_ratio) in enumerate(zip(depths, embed_dims, mlp_ratios)):
+            if stage > 0:
+                self.network.append(Downsample(embed_dims[stage - 1], channels))
+                stride *= 2
+            self.network.append(nn.Sequential(*[CycleBlock(channels, mlp_ratio, next(rates)) for _ in range(depth)]))
+            specs.append(StageSpec(channels, stride))
+        if num_classes is None:
+            self.stage_specs = tuple(specs[index] for index in self.out_indices)
+            for index in self.out_indices:
+                self.add_sublayer(f"norm{2 * index}", nn.LayerNorm(embed_dims[index], epsilon=_EPSILON))
+        else:
+            self.stage_specs = (specs[-1],)
+            self.norm = nn.LayerNorm(embed_dims[-1], epsilon=_EPSILON)
+            self.head = linear(embed_dims[-1], num_classes)
+        for layer in self._frozen_layers():
+            for parameter in layer.parameters():
+                parameter.trainable = False
+        self._hold_frozen_in_eval()
+
+    def _frozen_layers(self) -> list[nn.Layer]:
+        if self.frozen_stages < 0:
+            return []
+        layers = [self.patch_embed, *self.network[: max(0, 2 * self.frozen_stages - 1)]]
+        if self.num_classes is None:
+            layers += [getattr(self, f"norm{2 * index}") for index in self.out_indices if index < self.frozen_stages]
+        return layers
+
+    def _hold_frozen_in_eval(self) -> None:
+        for layer in self._frozen_layers():
+            for sublayer in layer.sublayers(include_self=True):
+                sublayer.training = False
+
+    def train(self) -> None:
+        """Training mode for all but the frozen stages."""
+        super().train()
+        self._hold_frozen_in_eval()
+
+    def forward_features(self, image: Tensor) -> list[Tensor]:
+        """Image [N, C, H, W] -> normalised maps [N, C_i, H_i, W_i], high to low resolution; H_0 = (H + 1) // 4, then H_i = (H_{i-1} + 1) // 2.
+
+        A pyramid gives one map per entry of `out_indices`, a classifier the last stage's map only. H and W are 32 or
+        more and may change from call to call; a smaller or misshapen image raises ValueError.
+        """
+        _check_image(image, self.in_channels)
+        if self.frozen_stages >= 0:
+            self._hold_frozen_in_eval()  # a parent layer's train() sets this flag without calling ours
+        if image.shape[0] == 0:
+            return self._empty_maps(image)
+        maps = []
+        x = self.patch_embed(image)
+        for position, layer in enumerate(self.network):
+            if position % 2:
+                x = layer(x)
+                continue
+            x = self._run_stage(layer, x)
+            if self.num_classes is None and position // 2 in self.out_indices:
+                maps.append(_channels_first(getattr(self, f"norm{position}")(x)))
+        if self.num_classes is not None:
+            maps.append(_channels_first(self.norm(x)))
+        return maps
+
+    def _empty_maps(self, image: Tensor) -> list[Tensor]:
+        """The maps of an empty batch, which several of Paddle's operators refuse."""
+        maps = []
+        for spec in self.stage_specs:
+            height, width = ((size + 1) // 4 for size in image.shape[2:])
+            for _ in range(spec.stride.bit_length() - 3):  # stride 4, 8, 16, 32: halved 0, 1, 2, 3 times
+                height, width = (height + 1) // 2, (width + 1) // 2
+            maps.append(paddle.zeros([0, spec.channels, height, width], dtype=image.dtype))
+        return maps
+
+    def _run_stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        if not (self.use_recompute and stage.training and paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
+            return stage(x)
+        for block in stage:
+            # The reentrant form gives no gradients behind a frozen stem, whose output needs none.
+            x = recompute(block, x, use_reentrant=False)
+        return x
+
+    def forward(self, image: Tensor) -> list[Tensor] | Tensor:
+        """A pyramid's maps (see `forward_features`), or a classifier's logits [N, num_classes]."""
+        maps = self.forward_features(image)
+        if self.num_classes is None:
+            return maps
+        if image.shape[0] == 0:
+            return paddle.zeros([0, self.num_classes], dtype=image.dtype)
+        return self.head(maps[0].mean([2, 3]))
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.transpose([0, 3, 1, 2])  # (N, H, W, C) -> (N, C, H, W)
+
+
+@paddle.jit.not_to_static
+def _check_image(image: Tensor, in_channels: int) -> None:
+    """Sizes that an exported graph leaves open are -1 here, and are not checked."""
+    shape = list(image.shape)
+    if len(shape) != 4:
+        raise ValueError(f"the image has shape {shape}; CycleNet takes [N, {in_channels}, H, W]")
+    if shape[1] not in (in_channels, -1):
+        raise ValueError(f"the image has shape {shape}, {shape[1]} channels; this CycleNet takes [N, {in_channels}, H, W]")
+    if any(0 <= size < MIN_SIZE for size in shape[2:]):
+        raise ValueError(
+            f"the image has shape {shape}, height {shape[2]} and width {shape[3]}; "
+            f"CycleNet takes heights and widths of {MIN_SIZE} pixels and more: resize or pad the image"
+        )
+
+
+def _check_per_stage(name: str, values: Sequence, valid: Callable[..., bool], needed: str) -> None:
+    if not isinstance(values, Sequence) or len(values) != 4 or isinstance(values, str) or not all(valid(value) for value in values):
+        raise ValueError(f"{name} is {values!r}; it takes four {needed}, one per stage")
+
+
+def _check_integer(name: str, value: int, least: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise ValueError(f"{name} is {value!r}; it takes an integer " + (f"from {least} to {most}" if most is not None else f"of at least {least}"))
