@@ -1,0 +1,170 @@
+"""Repairs of PaddleSeg releases, each applied only where the installed one fails.
+
+PaddleSeg 2.8.0 is the newest release on PyPI and predates Paddle 2.6 and 3. Each repair probes the behaviour that it
+mends, so that a release without the defect is left alone. For debugging, the environment variable
+CYCLEMLP_PADDLESEG_REPAIRS_OFF holds names of repairs to leave out, separated by commas.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
+from paddleseg.utils import metrics
+
+SWITCH = "CYCLEMLP_PADDLESEG_REPAIRS_OFF"
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One defect of PaddleSeg: `needed` probes for it, `apply` replaces the function that has it."""
+
+    name: str
+    what: str
+    needed: Callable[[], bool]
+    apply: Callable[[], None]
+
+
+def _fails(probe: Callable[[], object], *errors: type[Exception]) -> bool:
+    try:
+        probe()
+    except errors:
+        return True
+    return False
+
+
+def _cross_entropy_mixes_dtypes() -> bool:
+    image, label = paddle.zeros([1, 2, 1, 1]), paddle.zeros([1, 1, 1], dtype="int64")
+    losses = (CrossEntropyLoss(), CrossEntropyLoss(weight=[1.0, 1.0]))
+    return any(_fails(lambda loss=loss: loss(image, label), TypeError) for loss in losses)
+
+
+def _mean_over_valid_pixels(
+    self: CrossEntropyLoss, logit: Tensor, label: Tensor, semantic_weights: Tensor | None, loss: Tensor
+) -> Tensor:
+    """`CrossEntropyLoss._post_process_loss` in one floating dtype.
+
+    `logit` [N, H, W, C], `label` [N, H, W], `loss` per pixel -> scalar: the mean of the loss, weighted by the classes'
+    weights, over valid pixels or over the hardest `top_k_percent_pixels` of all.
+    """
+    valid = (label != self.ignore_index).astype("float32")
+    counted = valid if self.avg_non_ignore else paddle.ones_like(valid)
+    loss = loss.reshape(valid.shape) * counted
+    if semantic_weights is not None:
+        loss = loss * semantic_weights
+    coefficient = paddle.ones_like(valid)
+    if self.weight is not None:
+        classes = label * counted.astype(label.dtype)
+        coefficient = (F.one_hot(classes, logit.shape[-1]) * self.weight).sum(axis=-1)
+    if self.top_k_percent_pixels == 1.0:
+        return loss.mean() / ((counted * coefficient).mean() + self.EPS)
+    hardest, index = loss.flatten().topk(int(self.top_k_percent_pixels * loss.size))
+    return hardest.mean() / (coefficient.flatten().gather(index).detach().mean() + self.EPS)
+
+
+def _repair_cross_entropy() -> None:
+    CrossEntropyLoss._post_process_loss = _mean_over_valid_pixels
+
+
+def _train_module() -> object:
+    import paddleseg.core  # noqa: F401  its attribute `train` is the function, which hides the module
+
+    return sys.modules["paddleseg.core.train"]
+
+
+def _training_log_indexes_scalars() -> bool:
+    source = inspect.getsource(_train_module())  # type: ignore[arg-type]
+    return "l[0] / log_iters" in source and paddle.zeros([]).numpy().ndim == 0
+
+
+def _repair_training_log() -> None:
+    module = _train_module()
+    compute = module.loss_computation  # type: ignore[attr-defined]
+
+    @functools.wraps(compute)
+    def one_element_losses(*args: object, **kwargs: object) -> list[Tensor]:
+        return [loss.reshape([1]) for loss in compute(*args, **kwargs)]
+
+    module.loss_computation = one_element_losses  # type: ignore[attr-defined]
+
+
+def _areas_concatenate_scalars() -> bool:
+    blank = paddle.zeros([1, 1, 1], dtype="int64")
+    return _fails(lambda: metrics.calculate_area(blank, blank, 2), ValueError)
+
+
+def _calculate_area(
+    pred: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`metrics.calculate_area`: pixels per class, int64 [num_classes], of intersection, prediction and truth."""
+    pred, label = (x.squeeze(1) if len(x.shape) == 4 else x for x in (pred, label))
+    if list(pred.shape) != list(label.shape):
+        raise ValueError(
+            f"the prediction has shape {list(pred.shape)}, the label {list(label.shape)}; they have to be equal"
+        )
+    valid = label != ignore_index
+    areas = []
+    for index in range(num_classes):
+        predicted, true = (pred == index) & valid, label == index
+        areas.append([mask.astype("int64").sum() for mask in (predicted & true, predicted, true)])
+    intersection, prediction, truth = (paddle.stack(list(column)) for column in zip(*areas))
+    return intersection, prediction, truth
+
+
+def _repair_areas() -> None:
+    metrics.calculate_area = _calculate_area
+
+
+REPAIRS = (
+    Repair(
+        "cross_entropy_dtype",
+        "CrossEntropyLoss multiplies float32 by int64, a TypeError on Paddle 3",
+        _cross_entropy_mixes_dtypes,
+        _repair_cross_entropy,
+    ),
+    Repair(
+        "training_log_scalar",
+        "train() takes element 0 of losses that have no axis, an IndexError since Paddle 2.6",
+        _training_log_indexes_scalars,
+        _repair_training_log,
+    ),
+    Repair(
+        "areas_of_scalars",
+        "calculate_area concatenates tensors that have no axis, a ValueError since Paddle 2.6",
+        _areas_concatenate_scalars,
+        _repair_areas,
+    ),
+)
+
+_status: dict[str, str] = {}
+
+
+def apply_repairs() -> dict[str, str]:
+    """Applies what the installed PaddleSeg needs, once; says per repair "applied", "not needed" or "switched off".
+
+    Raises ValueError if CYCLEMLP_PADDLESEG_REPAIRS_OFF names a repair that does not exist.
+    """
+    names = [repair.name for repair in REPAIRS]
+    off = [name for name in os.environ.get(SWITCH, "").replace(" ", "").split(",") if name]
+    for name in off:
+        if name not in names:
+            raise ValueError(f"{SWITCH} names {name!r}; the repairs are {', '.join(names)}")
+    for repair in REPAIRS:
+        if repair.name in _status:
+            continue
+        if repair.name in off:
+            _status[repair.name] = "switched off"
+        elif repair.needed():
+            repair.apply()
+            _status[repair.name] = "applied"
+        else:
+            _status[repair.name] = "not needed"
+    return dict(_status)

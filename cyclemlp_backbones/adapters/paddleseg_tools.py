@@ -1,0 +1,252 @@
+"""Train, evaluate, predict and export with PaddleSeg's library: what its tools/*.py do, for who has only the wheel.
+
+Each function takes the parsed flags of its command (see cli/seg.py) and runs to the end. What a caller can mend, a
+configuration or a weights file, is a ValueError or an OSError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import paddle
+import yaml
+from paddle import nn
+from paddleseg.core import evaluate, predict, train
+from paddleseg.cvlibs import Config, SegBuilder, manager
+from paddleseg.deploy.export import WrappedModel
+from paddleseg.transforms import Compose
+from paddleseg.utils import get_image_list, utils
+
+from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+_LOG = logging.getLogger(__name__)
+_REGISTRIES = ("MODELS", "BACKBONES", "DATASETS", "TRANSFORMS", "LOSSES", "OPTIMIZERS")
+
+register_paddleseg()
+
+
+@contextlib.contextmanager
+def _config_errors(path: str) -> Iterator[None]:
+    """PaddleSeg's complaints about a configuration, as ValueError that names the file."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}{_near_component(str(error))}") from error
+
+
+def _near_component(message: str) -> str:
+    before, found, rest = message.partition("The specified component (")
+    if not found:
+        return ""
+    wanted = rest.split(")")[0]
+    names = [name for registry in _REGISTRIES for name in getattr(manager, registry).components_dict]
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    return f" Registered under a similar name: {', '.join(near)}." if near else ""
+
+
+def _load_config(args: argparse.Namespace, **overrides: object) -> tuple[Config, SegBuilder]:
+    path = Path(args.config)
+    if not path.is_file():
+        siblings = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, [sibling.name for sibling in siblings], n=3)
+        hint = f"; in {path.parent} there is {', '.join(near)}" if near else ""
+        raise FileNotFoundError(f"no configuration file {args.config}{hint}")
+    with _config_errors(args.config):
+        config = Config(args.config, opts=args.opts, **overrides)
+        utils.show_env_info()
+        utils.show_cfg_info(config)
+        _set_data_format(config, getattr(args, "data_format", "NCHW"))
+        return config, SegBuilder(config)
+
+
+def _set_data_format(config: Config, data_format: str) -> None:
+    if data_format == "NCHW":
+        return
+    model = config.dic["model"]
+    if model["type"] != "DeepLabV3P":
+        raise ValueError(f"--data_format NHWC is for DeepLabV3P only; the configuration's model is {model['type']}")
+    for part in (model, model["backbone"], *config.dic["loss"]["types"]):
+        part["data_format"] = data_format
+
+
+def _load_model_weights(model: nn.Layer, path: str | None) -> None:
+    """The weights that training saved, which have to fit: PaddleSeg itself would go on with whatever matches."""
+    if path is None:
+        _LOG.warning("no --model_path: the weights are those that the configuration gives, or random ones")
+        return
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"no weights file --model_path {path}; training writes iter_N/model.pdparams and best_model/model.pdparams"
+        )
+    weights, expected = paddle.load(path), model.state_dict()
+    missing = [name for name in expected if name not in weights]
+    misshapen = [
+        name for name in expected if name in weights and list(weights[name].shape) != list(expected[name].shape)
+    ]
+    if missing or misshapen:
+        raise ValueError(
+            f"{path} does not fit the configuration's model: {len(missing)} of its {len(expected)} tensors are missing "
+            f"({', '.join(missing[:5])}), {len(misshapen)} have another shape ({', '.join(misshapen[:5])})"
+        )
+    model.set_state_dict(weights)
+
+
+def _check_resume_folder(path: str | None) -> None:
+    if path is None:
+        return
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder --resume_model {path}; training writes iter_N, for example output/iter_1000"
+        )
+    if not folder.name.rpartition("_")[2].isdigit():
+        raise ValueError(
+            f"--resume_model {path} does not end in an iteration; it takes a folder iter_N, for example output/iter_1000"
+        )
+    for name in ("model.pdparams", "model.pdopt"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"--resume_model {path} has no {name}; an interrupted save leaves such a folder: take an earlier one"
+            )
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Trains; rank 0 writes `save_dir`/iter_N every `save_interval` iterations and at the end, with --do_eval also best_model."""
+    _check_resume_folder(args.resume_model)
+    config, builder = _load_config(args, learning_rate=args.learning_rate, iters=args.iters, batch_size=args.batch_size)
+    utils.set_seed(args.seed)
+    utils.set_device(args.device)
+    utils.set_cv2_num_threads(args.num_workers)
+    if args.precision == "fp16" and paddle.get_device() == "cpu":
+        _LOG.warning("--precision fp16 has no effect on a CPU: mixed precision is for GPU and XPU; training in fp32")
+    with _config_errors(args.config):
+        model = utils.convert_sync_batchnorm(builder.model, args.device)
+        train_dataset = builder.train_dataset
+        val_dataset = builder.val_dataset if args.do_eval else None
+        optimizer, losses = builder.optimizer, builder.loss
+    if args.repeats > 1:
+        train_dataset.file_list *= args.repeats
+    if len(train_dataset) < config.batch_size:
+        raise ValueError(
+            f"{args.config}: {len(train_dataset)} training images do not fill one batch of {config.batch_size}"
+        )
+    train(
+        model=model,
+        train_dataset=train_dataset,
+        val_dataset=val_dataset,
+        optimizer=optimizer,
+        save_dir=args.save_dir,
+        iters=config.iters,
+        batch_size=config.batch_size,
+        resume_model=args.resume_model,
+        save_interval=args.save_interval,
+        log_iters=args.log_iters,
+        num_workers=args.num_workers,
+        use_vdl=args.use_vdl,
+        use_ema=args.use_ema,
+        losses=losses,
+        keep_checkpoint_max=args.keep_checkpoint_max,
+        test_config=config.test_config,
+        precision=args.precision,
+        amp_level=args.amp_level,
+        profiler_options=args.profiler_options,
+        to_static_training=config.to_static_training,
+    )
+
+
+def _test_config(config: Config, args: argparse.Namespace, augment: str) -> dict[str, object]:
+    """The configuration's test_config under the flags; `augment` is the command's name for test-time augmentation."""
+    test_config = config.test_config
+    configured = test_config.pop("aug_eval", False)
+    if getattr(args, augment):
+        test_config.update(
+            {
+                augment: True,
+                "scales": args.scales,
+                "flip_horizontal": args.flip_horizontal,
+                "flip_vertical": args.flip_vertical,
+            }
+        )
+    elif configured and augment == "aug_eval":
+        test_config[augment] = configured
+    if args.is_slide:
+        if args.crop_size is None or args.stride is None:
+            raise ValueError("--is_slide needs --crop_size WIDTH HEIGHT and --stride WIDTH HEIGHT")
+        test_config.update({"is_slide": True, "crop_size": args.crop_size, "stride": args.stride})
+    return test_config
+
+
+def run_val(args: argparse.Namespace) -> None:
+    """Evaluates on the configuration's val_dataset and logs mIoU, accuracy, kappa, Dice, and IoU per class."""
+    config, builder = _load_config(args)
+    test_config = _test_config(config, args, "aug_eval")
+    utils.set_device(args.device)
+    with _config_errors(args.config):
+        model, val_dataset = builder.model, builder.val_dataset
+    _load_model_weights(model, args.model_path)
+    evaluate(model, val_dataset, num_workers=args.num_workers, auc_roc=args.auc_roc, **test_config)
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """Writes, per image, the classes in colours and the image with the colours over it, below `save_dir`."""
+    config, builder = _load_config(args)
+    test_config = _test_config(config, args, "aug_pred")
+    if args.custom_color:
+        test_config["custom_color"] = args.custom_color
+    utils.set_device(args.device)
+    with _config_errors(args.config):
+        model, transforms = builder.model, Compose(builder.val_transforms)
+    _load_model_weights(model, args.model_path)
+    image_list, image_dir = get_image_list(args.image_path)
+    predict(
+        model,
+        model_path=args.model_path,
+        transforms=transforms,
+        image_list=image_list,
+        image_dir=image_dir,
+        save_dir=args.save_dir,
+        **test_config,
+    )
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Writes an inference model for paddle.inference and deploy.yaml, which names its files and the preprocessing."""
+    os.environ["PADDLESEG_EXPORT_STAGE"] = "True"  # PaddleSeg's layers then leave SyncBatchNorm out
+    config, builder = _load_config(args)
+    with _config_errors(args.config):
+        model = builder.model
+    _load_model_weights(model, args.model_path)
+    if args.output_op != "none":
+        model = WrappedModel(model, args.output_op)
+    model.eval()
+    shape = args.input_shape or [None, 3, None, None]
+    model = paddle.jit.to_static(model, input_spec=[paddle.static.InputSpec(shape=shape, dtype="float32")])
+    stem, description = ("inference", "inference.yml") if args.for_fd else ("model", "deploy.yaml")
+    folder = Path(args.save_dir)
+    for stale in folder.glob(f"{stem}.*"):
+        stale.unlink()  # else an older Paddle's .pdmodel would stand beside this one's .json
+    paddle.jit.save(model, str(folder / stem))
+    deploy = {
+        "model": _program_file(folder, stem),
+        "params": f"{stem}.pdiparams",
+        "transforms": config.val_dataset_cfg.get("transforms"),
+        "input_shape": shape,
+        "output_op": args.output_op,
+        "output_dtype": "int32" if args.output_op == "argmax" else "float32",
+    }
+    (folder / description).write_text(yaml.safe_dump({"Deploy": deploy}), encoding="utf-8")
+    _LOG.info("the inference model is in %s: %s, %s, %s", folder, deploy["model"], deploy["params"], description)
+
+
+def _program_file(folder: Path, stem: str) -> str:
+    """Paddle 3 writes the program as .json, Paddle 2 as .pdmodel."""
+    for suffix in (".json", ".pdmodel"):
+        if (folder / (stem + suffix)).is_file():
+            return stem + suffix
+    raise FileNotFoundError(f"paddle.jit.save wrote neither {stem}.json nor {stem}.pdmodel into {folder}")

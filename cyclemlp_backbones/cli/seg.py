@@ -1,0 +1,223 @@
+"""`cyclemlp seg`: PaddleSeg's training, evaluation, prediction and export with our backbones registered."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+_LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
+_DEVICES = ("cpu", "gpu", "xpu", "npu", "mlu")
+
+_USAGE = """usage: cyclemlp seg train|val|predict|export --config FILE …   with the installed PaddleSeg
+       cyclemlp seg path/to/tools/train.py …                   runs a PaddleSeg checkout's own script
+       cyclemlp seg --launcher                                 prints the file to give to paddle.distributed.launch
+
+`cyclemlp seg train --help` lists the flags; they are those of PaddleSeg's tools/train.py, and so on.
+On several devices:
+       python -m paddle.distributed.launch --devices 0,1 "$(cyclemlp seg --launcher)" seg train --config FILE …
+On a CPU, with two processes:
+       python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo "$(cyclemlp seg --launcher)" seg train --config FILE …"""
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}; it takes true or false")
+
+
+def _parser(action: str, summary: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"cyclemlp seg {action}", description=summary, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="configuration file, YAML")
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="override the configuration, for example model.backbone.pretrained=b1.pdparams",
+    )
+    if action != "export":
+        parser.add_argument(
+            "--device", default="gpu", choices=_DEVICES, help="falls back to the CPU (default: %(default)s)"
+        )
+    if action in ("train", "val"):
+        parser.add_argument(
+            "--num_workers", type=int, default=0, help="processes that load data (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--data_format",
+            default="NCHW",
+            choices=("NCHW", "NHWC"),
+            help="NHWC is for DeepLabV3P (default: %(default)s)",
+        )
+    if action != "train":
+        parser.add_argument("--model_path", help="trained weights, .pdparams")
+    return parser
+
+
+def _add_test_flags(parser: argparse.ArgumentParser, augment: str) -> None:
+    parser.add_argument(f"--{augment}", action="store_true", help="average over scales and flips")
+    parser.add_argument(
+        "--scales", nargs="+", type=float, default=1.0, help=f"scales for --{augment} (default: %(default)s)"
+    )
+    parser.add_argument("--flip_horizontal", action="store_true", help=f"with --{augment}, also mirrored left to right")
+    parser.add_argument("--flip_vertical", action="store_true", help=f"with --{augment}, also upside down")
+    parser.add_argument("--is_slide", action="store_true", help="slide a window over the image")
+    parser.add_argument("--crop_size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="window of --is_slide")
+    parser.add_argument("--stride", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="steps of --is_slide")
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = _parser("train", "Train a segmentation model with PaddleSeg.")
+    parser.add_argument("--save_dir", default="./output", help="folder of the checkpoints (default: %(default)s)")
+    parser.add_argument("--do_eval", action="store_true", help="evaluate at every checkpoint and keep the best model")
+    parser.add_argument("--use_vdl", action="store_true", help="log for VisualDL into --save_dir")
+    parser.add_argument("--use_ema", action="store_true", help="also keep an exponential moving average of the weights")
+    parser.add_argument("--resume_model", metavar="DIR", help="continue from a folder iter_N")
+    parser.add_argument("--iters", type=int, help="iterations; default: the configuration's")
+    parser.add_argument("--batch_size", type=int, help="images per device; default: the configuration's")
+    parser.add_argument("--learning_rate", type=float, help="default: the configuration's")
+    parser.add_argument(
+        "--save_interval", type=int, default=1000, help="iterations between checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--log_iters", type=int, default=10, help="iterations between lines of the log (default: %(default)s)"
+    )
+    parser.add_argument("--keep_checkpoint_max", type=int, default=5, help="checkpoints to keep (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="seed of Paddle, numpy and random")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "fp16"),
+        help="fp16: mixed precision on GPU and XPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--amp_level", default="O1", choices=("O1", "O2"), help="level of mixed precision (default: %(default)s)"
+    )
+    parser.add_argument("--profiler_options", help="options of PaddleSeg's profiler, for example 'batch_range=[10,20]'")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="times that an epoch shows each image (default: %(default)s)"
+    )
+    return parser
+
+
+def _val_parser() -> argparse.ArgumentParser:
+    parser = _parser("val", "Evaluate a segmentation model with PaddleSeg.")
+    _add_test_flags(parser, "aug_eval")
+    parser.add_argument(
+        "--auc_roc",
+        nargs="?",
+        type=_boolean,
+        const=True,
+        default=False,
+        metavar="BOOL",
+        help="also the area under the ROC curve",
+    )
+    return parser
+
+
+def _predict_parser() -> argparse.ArgumentParser:
+    parser = _parser("predict", "Segment images with PaddleSeg.")
+    parser.add_argument("--image_path", required=True, help="an image, a folder of images, or a list of images")
+    parser.add_argument("--save_dir", default="./output/result", help="folder of the results (default: %(default)s)")
+    _add_test_flags(parser, "aug_pred")
+    parser.add_argument(
+        "--custom_color",
+        nargs="+",
+        type=int,
+        metavar="RGB",
+        help="colours of the classes: R G B of class 0, of class 1, …",
+    )
+    return parser
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = _parser("export", "Write an inference model with its deploy.yaml.")
+    parser.add_argument("--save_dir", default="./output/inference_model", help="folder to write (default: %(default)s)")
+    parser.add_argument(
+        "--input_shape",
+        nargs=4,
+        type=int,
+        metavar=("N", "C", "H", "W"),
+        help="fixed shape; default: 3 channels, any size",
+    )
+    parser.add_argument(
+        "--output_op",
+        default="argmax",
+        choices=("argmax", "softmax", "none"),
+        help="last operation (default: %(default)s)",
+    )
+    parser.add_argument("--for_fd", action="store_true", help="file names as FastDeploy wants them")
+    return parser
+
+
+_PARSERS = {"train": _train_parser, "val": _val_parser, "predict": _predict_parser, "export": _export_parser}
+
+
+def _run_script(script: Path, arguments: Sequence[str]) -> int:
+    """Runs a checkout's script with our components registered in the checkout's own paddleseg."""
+    if not script.is_file():
+        raise FileNotFoundError(
+            f"no script {script}; `cyclemlp seg` takes {', '.join(_PARSERS)} or a script of a PaddleSeg checkout"
+        )
+    script = script.resolve()
+    owners = [parent for parent in script.parents if (parent / "paddleseg" / "__init__.py").is_file()]
+    root = owners[0] if owners else script.parent.parent
+    sys.path[:0] = [str(root), str(script.parent)]
+    sys.argv = [str(script), *arguments]
+    try:
+        from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+        register_paddleseg()
+        runpy.run_path(str(script), run_name="__main__")
+    except Exception:
+        traceback.print_exc()  # the script is not ours to explain
+        return 1
+    return 0
+
+
+def _interrupted(save_dir: Path) -> str:
+    complete = [
+        path.parent for path in save_dir.glob("iter_*/model.pdopt") if re.fullmatch(r"iter_\d+", path.parent.name)
+    ]
+    if not complete:
+        return f"interrupted before the first checkpoint in {save_dir}"
+    last = max(complete, key=lambda folder: int(folder.name.removeprefix("iter_")))
+    return f"interrupted; go on with --resume_model {last}"
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if argv else 2
+    if argv[0] == "--launcher":
+        print(_LAUNCHER)
+        return 0
+    action, *rest = argv
+    if action.endswith(".py"):
+        return _run_script(Path(action), rest)
+    if action not in _PARSERS:
+        near = difflib.get_close_matches(action, _PARSERS, n=1)
+        print(
+            f"cyclemlp seg: unknown action {action!r}{f'; did you mean {near[0]}?' if near else ''}\n\n{_USAGE}",
+            file=sys.stderr,
+        )
+        return 2
+    args = _PARSERS[action]().parse_args(rest)
+
+    from cyclemlp_backbones.adapters import paddleseg_tools  # after the flags: it takes seconds to import
+
+    try:
+        getattr(paddleseg_tools, f"run_{action}")(args)
+    except KeyboardInterrupt:
+        if action != "train":
+            raise
+        print(_interrupted(Path(args.save_dir)), file=sys.stderr)
+        return 130
+    return 0
