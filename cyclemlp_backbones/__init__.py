@@ -1,5 +1,7 @@
 """CycleMLP (Chen et al., ICLR 2022, arXiv 2107.10224) as a backbone for PaddlePaddle."""
 
+import zlib  # noqa: F401  before paddle: Paddle 2.6 exports symbols that crash a zlib loaded after it, as in reading a PNG
+
 from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
 from cyclemlp_backbones.factory import build_backbone as build_backbone
 from cyclemlp_backbones.factory import build_classifier as build_classifier

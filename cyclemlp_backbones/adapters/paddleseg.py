@@ -17,8 +17,8 @@ except ImportError as error:
     if missing:
         raise ImportError('PaddleSeg is not installed; `pip install "cyclemlp-backbones[seg]"`') from error
     raise ImportError(
-        f"`import paddleseg` fails: {error}. If it speaks of numpy: opencv-python 4.5 was built for numpy 1 and does not load "
-        'with numpy 2; `pip install "numpy<2"`, or install all at once with `pip install "cyclemlp-backbones[seg]"`'
+        f"`import paddleseg` fails: {error}. If it speaks of numpy: opencv-python 4.5 was built for numpy 1 and does "
+        'not load with numpy 2; `pip install "numpy<2"`, or all at once `pip install "cyclemlp-backbones[seg]"`'
     ) from error
 
 from cyclemlp_backbones.adapters.paddleseg_repairs import apply_repairs
@@ -68,8 +68,8 @@ def register_paddleseg() -> None:
                 registry.add_component(component)
             elif registered is not component:
                 raise ValueError(
-                    f"PaddleSeg's registry {registry_name} has a {component.__name__} already, from {registered.__module__}; "
-                    "remove that one, or do not register CycleMLP"
+                    f"PaddleSeg's registry {registry_name} has a {component.__name__} already, from "
+                    f"{registered.__module__}; remove that one, or do not register CycleMLP"
                 )
     apply_repairs()
 

@@ -23,6 +23,7 @@ from paddleseg.deploy.export import WrappedModel
 from paddleseg.transforms import Compose
 from paddleseg.utils import get_image_list, utils
 
+from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def _config_errors(path: str) -> Iterator[None]:
 
 
 def _near_component(message: str) -> str:
-    before, found, rest = message.partition("The specified component (")
+    _, found, rest = message.partition("The specified component (")
     if not found:
         return ""
     wanted = rest.split(")")[0]
@@ -75,26 +76,12 @@ def _set_data_format(config: Config, data_format: str) -> None:
         part["data_format"] = data_format
 
 
-def _load_model_weights(model: nn.Layer, path: str | None) -> None:
+def _load_trained(model: nn.Layer, path: str | None) -> None:
     """The weights that training saved, which have to fit: PaddleSeg itself would go on with whatever matches."""
     if path is None:
         _LOG.warning("no --model_path: the weights are those that the configuration gives, or random ones")
-        return
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"no weights file --model_path {path}; training writes iter_N/model.pdparams and best_model/model.pdparams"
-        )
-    weights, expected = paddle.load(path), model.state_dict()
-    missing = [name for name in expected if name not in weights]
-    misshapen = [
-        name for name in expected if name in weights and list(weights[name].shape) != list(expected[name].shape)
-    ]
-    if missing or misshapen:
-        raise ValueError(
-            f"{path} does not fit the configuration's model: {len(missing)} of its {len(expected)} tensors are missing "
-            f"({', '.join(missing[:5])}), {len(misshapen)} have another shape ({', '.join(misshapen[:5])})"
-        )
-    model.set_state_dict(weights)
+    else:
+        load_model_weights(model, path)
 
 
 def _check_resume_folder(path: str | None) -> None:
@@ -107,7 +94,7 @@ def _check_resume_folder(path: str | None) -> None:
         )
     if not folder.name.rpartition("_")[2].isdigit():
         raise ValueError(
-            f"--resume_model {path} does not end in an iteration; it takes a folder iter_N, for example output/iter_1000"
+            f"--resume_model {path} does not end in an iteration; it takes a folder such as output/iter_1000"
         )
     for name in ("model.pdparams", "model.pdopt"):
         if not (folder / name).is_file():
@@ -117,8 +104,13 @@ def _check_resume_folder(path: str | None) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Trains; rank 0 writes `save_dir`/iter_N every `save_interval` iterations and at the end, with --do_eval also best_model."""
+    """Trains; rank 0 writes `save_dir`/iter_N every `save_interval` iterations and at the end; --do_eval adds best_model."""
     _check_resume_folder(args.resume_model)
+    if args.profiler_options is not None and not hasattr(paddle.utils, "profiler"):
+        raise ValueError(
+            f"--profiler_options needs paddle.utils.profiler, which Paddle {paddle.__version__} does not have; "
+            "leave the flag out and use paddle.profiler"
+        )
     config, builder = _load_config(args, learning_rate=args.learning_rate, iters=args.iters, batch_size=args.batch_size)
     utils.set_seed(args.seed)
     utils.set_device(args.device)
@@ -189,7 +181,7 @@ def run_val(args: argparse.Namespace) -> None:
     utils.set_device(args.device)
     with _config_errors(args.config):
         model, val_dataset = builder.model, builder.val_dataset
-    _load_model_weights(model, args.model_path)
+    _load_trained(model, args.model_path)
     evaluate(model, val_dataset, num_workers=args.num_workers, auc_roc=args.auc_roc, **test_config)
 
 
@@ -202,7 +194,7 @@ def run_predict(args: argparse.Namespace) -> None:
     utils.set_device(args.device)
     with _config_errors(args.config):
         model, transforms = builder.model, Compose(builder.val_transforms)
-    _load_model_weights(model, args.model_path)
+    _load_trained(model, args.model_path)
     image_list, image_dir = get_image_list(args.image_path)
     predict(
         model,
@@ -221,12 +213,13 @@ def run_export(args: argparse.Namespace) -> None:
     config, builder = _load_config(args)
     with _config_errors(args.config):
         model = builder.model
-    _load_model_weights(model, args.model_path)
+    _load_trained(model, args.model_path)
     if args.output_op != "none":
         model = WrappedModel(model, args.output_op)
     model.eval()
     shape = args.input_shape or [None, 3, None, None]
-    model = paddle.jit.to_static(model, input_spec=[paddle.static.InputSpec(shape=shape, dtype="float32")])
+    image = paddle.static.InputSpec(shape=list(shape), dtype="float32")
+    model = paddle.jit.to_static(model, input_spec=[image], full_graph=True)
     stem, description = ("inference", "inference.yml") if args.for_fd else ("model", "deploy.yaml")
     folder = Path(args.save_dir)
     for stale in folder.glob(f"{stem}.*"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+
+from cyclemlp_backbones.adapters.model_weights import load_model_weights
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -63,10 +66,10 @@ class ConvNormReLU(nn.Layer):
 
 
 class SemanticFPNHead(nn.Layer):
-    """Head of Panoptic FPN's semantic branch (Kirillov et al., 2019, section 3): pyramid -> logits at the finest map's size.
+    """Semantic branch of Panoptic FPN (Kirillov et al., 2019, section 3): pyramid -> logits at the finest map's size.
 
-    A level whose stride is 2^k times the finest one's has max(1, k) convolutions, each followed by an upsampling by two if
-    k > 0. Their sum goes through 2-d dropout and a 1x1 classifier.
+    A level whose stride is 2^k times the finest one's has max(1, k) convolutions, each followed by an upsampling by two
+    if k > 0. Their sum goes through 2-d dropout and a 1x1 classifier.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class SemanticFPNHead(nn.Layer):
         self.scale_heads = nn.LayerList()
         for doublings in self.doublings:
             widths = [in_channels] + [channels] * max(1, doublings)
-            self.scale_heads.append(nn.LayerList([ConvNormReLU(*pair) for pair in zip(widths, widths[1:])]))
+            self.scale_heads.append(nn.LayerList([ConvNormReLU(*pair) for pair in itertools.pairwise(widths)]))
         self.dropout = nn.Dropout2D(dropout_ratio)
         self.conv_seg = _conv(channels, num_classes, 1, nn.initializer.Normal(std=0.01), bias=True)
 
@@ -99,16 +102,16 @@ class SemanticFPNHead(nn.Layer):
                 x = layer(x)
                 if doublings:
                     x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=self.align_corners)
-            # Sides that are no multiple of the stride round up on the way down, so that x may be larger than the finest map.
+            # Sides that are no multiple of the stride were rounded up, so that x may be larger than the finest map.
             total = x if total is None else total + self._resize(x, size)
         return self.conv_seg(self.dropout(total))
 
 
 class SemanticFPN(nn.Layer):
-    """Semantic FPN on a feature pyramid: image [N, C, H, W] -> [logits [N, num_classes, H, W]], for any H and W the backbone takes.
+    """Semantic FPN on a feature pyramid: image [N, C, H, W] -> [logits [N, num_classes, H, W]].
 
-    The layout is the one that the CycleMLP paper's segmentation results use (section 4.3; FPN and FPNHead of
-    mmsegmentation): FPN width 256, head width 128, dropout 0.1. The list has one entry, as PaddleSeg expects.
+    H and W may be any that the backbone takes. The layout is that of the paper's segmentation results, FPN and FPNHead of
+    mmsegmentation: FPN width 256, head width 128, dropout 0.1. The list has one entry, as PaddleSeg expects.
 
     Args:
         num_classes: classes to tell apart.
@@ -145,12 +148,13 @@ class SemanticFPN(nn.Layer):
                 raise ValueError(f"{name} is {value!r}; SemanticFPN takes an integer of at least 1")
         if not isinstance(dropout_ratio, (int, float)) or not 0 <= dropout_ratio < 1:
             raise ValueError(
-                f"dropout_ratio is {dropout_ratio!r}; SemanticFPN takes a probability from 0 up to, but not including, 1"
+                f"dropout_ratio is {dropout_ratio!r}; it takes a probability from 0 up to, but not including, 1"
             )
         feat_channels = getattr(backbone, "feat_channels", None)
         if not feat_channels:
             raise ValueError(
-                f"the backbone {type(backbone).__name__} has no feat_channels; SemanticFPN takes a backbone that lists the channels of its maps"
+                f"the backbone {type(backbone).__name__} has no feat_channels; SemanticFPN takes a backbone that lists "
+                "the channels of its maps there"
             )
         self.backbone = backbone
         self.neck = FeaturePyramid(feat_channels, fpn_channels)
@@ -164,9 +168,7 @@ class SemanticFPN(nn.Layer):
         )
         self.align_corners = align_corners
         if pretrained is not None:
-            from cyclemlp_backbones.weights import load_weights
-
-            load_weights(self, pretrained)
+            load_model_weights(self, pretrained)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         logits = self.head(self.neck(self.backbone(image)))

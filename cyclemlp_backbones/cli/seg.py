@@ -21,8 +21,7 @@ _USAGE = """usage: cyclemlp seg train|val|predict|export --config FILE …   wit
 `cyclemlp seg train --help` lists the flags; they are those of PaddleSeg's tools/train.py, and so on.
 On several devices:
        python -m paddle.distributed.launch --devices 0,1 "$(cyclemlp seg --launcher)" seg train --config FILE …
-On a CPU, with two processes:
-       python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo "$(cyclemlp seg --launcher)" seg train --config FILE …"""
+On a CPU: `--nproc_per_node 2 --backend gloo` instead of `--devices 0,1`."""
 
 
 def _boolean(text: str) -> bool:
