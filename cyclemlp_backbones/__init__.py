@@ -2,6 +2,8 @@
 
 import zlib  # noqa: F401  before paddle: Paddle 2.6 exports symbols that crash a zlib loaded after it, as in reading a PNG
 
+from cyclemlp_backbones.checkpoint_files import read_checkpoint as read_checkpoint
+from cyclemlp_backbones.checkpoint_pickle import CheckpointError as CheckpointError
 from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
 from cyclemlp_backbones.factory import build_backbone as build_backbone
 from cyclemlp_backbones.factory import build_classifier as build_classifier
@@ -11,5 +13,7 @@ from cyclemlp_backbones.pyramid import StageSpec as StageSpec
 from cyclemlp_backbones.variants import VARIANTS as VARIANTS
 from cyclemlp_backbones.variants import Variant as Variant
 from cyclemlp_backbones.variants import list_variants as list_variants
+from cyclemlp_backbones.weights import LoadReport as LoadReport
+from cyclemlp_backbones.weights import load_weights as load_weights
 
 __version__ = "0.1.0"
