@@ -3,7 +3,8 @@ and repairs what the installed release gets wrong (see `paddleseg_repairs`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cyclemlp_backbones.adapters.semantic_fpn import SemanticFPN as SemanticFPN
 from cyclemlp_backbones.cyclenet import CycleNet
@@ -52,7 +53,10 @@ def _backbone_component(variant: str) -> Callable[..., CycleNet]:
     return build
 
 
-_COMPONENTS = {"BACKBONES": [_backbone_component(variant) for variant in list_variants()], "MODELS": [SemanticFPN]}
+_COMPONENTS: Mapping[str, Sequence[Any]] = {
+    "BACKBONES": [_backbone_component(variant) for variant in list_variants()],
+    "MODELS": [SemanticFPN],
+}
 
 
 def register_paddleseg() -> None:

@@ -7,12 +7,15 @@ CYCLEMLP_PADDLESEG_REPAIRS_OFF holds names of repairs to leave out, separated by
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -20,6 +23,7 @@ from paddle import Tensor
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
 from paddleseg.utils import metrics
 
+_LOG = logging.getLogger(__name__)
 SWITCH = "CYCLEMLP_PADDLESEG_REPAIRS_OFF"
 
 
@@ -44,7 +48,7 @@ def _fails(probe: Callable[[], object], *errors: type[Exception]) -> bool:
 def _cross_entropy_mixes_dtypes() -> bool:
     image, label = paddle.zeros([1, 2, 1, 1]), paddle.zeros([1, 1, 1], dtype="int64")
     losses = (CrossEntropyLoss(), CrossEntropyLoss(weight=[1.0, 1.0]))
-    return any(_fails(lambda loss=loss: loss(image, label), TypeError) for loss in losses)
+    return any(_fails(functools.partial(loss, image, label), TypeError) for loss in losses)
 
 
 def _mean_over_valid_pixels(
@@ -74,26 +78,26 @@ def _repair_cross_entropy() -> None:
     CrossEntropyLoss._post_process_loss = _mean_over_valid_pixels
 
 
-def _train_module() -> object:
+def _train_module() -> Any:
     import paddleseg.core  # noqa: F401  its attribute `train` is the function, which hides the module
 
     return sys.modules["paddleseg.core.train"]
 
 
 def _training_log_indexes_scalars() -> bool:
-    source = inspect.getsource(_train_module())  # type: ignore[arg-type]
+    source = inspect.getsource(_train_module())
     return "l[0] / log_iters" in source and paddle.zeros([]).numpy().ndim == 0
 
 
 def _repair_training_log() -> None:
     module = _train_module()
-    compute = module.loss_computation  # type: ignore[attr-defined]
+    compute = module.loss_computation
 
     @functools.wraps(compute)
     def one_element_losses(*args: object, **kwargs: object) -> list[Tensor]:
         return [loss.reshape([1]) for loss in compute(*args, **kwargs)]
 
-    module.loss_computation = one_element_losses  # type: ignore[attr-defined]
+    module.loss_computation = one_element_losses
 
 
 def _areas_concatenate_scalars() -> bool:
@@ -123,7 +127,26 @@ def _repair_areas() -> None:
     metrics.calculate_area = _calculate_area
 
 
+def _paddle_exports_zlib() -> bool:
+    return hasattr(ctypes.CDLL(paddle.base.libpaddle.__file__), "inflateReset2")
+
+
+def _check_zlib_order() -> None:
+    """The repair itself is the first line of `cyclemlp_backbones`; it is too late if paddle was imported before that."""
+    modules = list(sys.modules)  # in the order of their import
+    if modules.index("paddle") < modules.index("zlib"):
+        _LOG.warning(
+            "Paddle was imported before zlib, and reading a PNG may crash: `import zlib` before `import paddle`"
+        )
+
+
 REPAIRS = (
+    Repair(
+        "zlib_order",
+        "Paddle 2.6 exports zlib's symbols, and a zlib loaded after it crashes or hangs in reading a PNG",
+        _paddle_exports_zlib,
+        _check_zlib_order,
+    ),
     Repair(
         "cross_entropy_dtype",
         "CrossEntropyLoss multiplies float32 by int64, a TypeError on Paddle 3",

@@ -104,7 +104,7 @@ def _check_resume_folder(path: str | None) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Trains; rank 0 writes `save_dir`/iter_N every `save_interval` iterations and at the end; --do_eval adds best_model."""
+    """Trains; rank 0 writes `save_dir`/iter_N at every `save_interval` and the end; --do_eval adds best_model."""
     _check_resume_folder(args.resume_model)
     if args.profiler_options is not None and not hasattr(paddle.utils, "profiler"):
         raise ValueError(

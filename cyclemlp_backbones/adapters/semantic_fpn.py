@@ -110,8 +110,8 @@ class SemanticFPNHead(nn.Layer):
 class SemanticFPN(nn.Layer):
     """Semantic FPN on a feature pyramid: image [N, C, H, W] -> [logits [N, num_classes, H, W]].
 
-    H and W may be any that the backbone takes. The layout is that of the paper's segmentation results, FPN and FPNHead of
-    mmsegmentation: FPN width 256, head width 128, dropout 0.1. The list has one entry, as PaddleSeg expects.
+    H and W may be any that the backbone takes. The layout is that of the paper's segmentation results, FPN and FPNHead
+    of mmsegmentation: FPN width 256, head width 128, dropout 0.1. The list has one entry, as PaddleSeg expects.
 
     Args:
         num_classes: classes to tell apart.

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"cyclemlp: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)  # importing paddle has set its own
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("cyclemlp_backbones").setLevel(logging.INFO)  # not the root's: importing paddle may have set that
     module = importlib.import_module(f"cyclemlp_backbones.cli.{command.replace('-', '_')}")
     if os.environ.get("CYCLEMLP_TRACEBACK"):
         return module.main(rest)
