@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
-from cyclemlp_backbones.layers import CycleFC, Downsample, DropPath, Mlp, PatchEmbed, linear
+from cyclemlp_backbones.layers import CycleFC, Downsample, DropPath, Mlp, PatchEmbed, in_dygraph, linear
 from cyclemlp_backbones.pyramid import StageSpec, check_out_indices
 
 MIN_SIZE = 32
@@ -106,9 +106,13 @@ class CycleNet(nn.Layer):
         if num_classes is not None:
             _check_integer("num_classes", num_classes, 1)
             if tuple(out_indices) != (0, 1, 2, 3):
-                raise ValueError(f"out_indices is {out_indices!r}, but a classifier (num_classes={num_classes}) returns logits; leave it out")
+                raise ValueError(
+                    f"out_indices is {out_indices!r}, but a classifier (num_classes={num_classes}) returns logits; leave it out"
+                )
         if not isinstance(drop_path_rate, (int, float)) or not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate is {drop_path_rate!r}; it takes a probability from 0 up to, but not including, 1")
+            raise ValueError(
+                f"drop_path_rate is {drop_path_rate!r}; it takes a probability from 0 up to, but not including, 1"
+            )
 
         self.in_channels = in_channels
         self.num_classes = num_classes
@@ -118,7 +122,9 @@ class CycleNet(nn.Layer):
 
         rates = iter(drop_path_rates(drop_path_rate, depths))
         self.patch_embed = PatchEmbed(in_channels, embed_dims[0])
-        self.network = nn.LayerList()  # published names: stage i is network.{2i}, the downsampling after it network.{2i+1}
+        self.network = (
+            nn.LayerList()
+        )  # published names: stage i is network.{2i}, the downsampling after it network.{2i+1}
         specs = []
         stride = 4
         for stage, (depth, channels, mlp_ratio) in enumerate(zip(depths, embed_dims, mlp_ratios)):
@@ -167,7 +173,7 @@ class CycleNet(nn.Layer):
         _check_image(image, self.in_channels)
         if self.frozen_stages >= 0:
             self._hold_frozen_in_eval()  # a parent layer's train() sets this flag without calling ours
-        if image.shape[0] == 0:
+        if _is_empty(image):
             return self._empty_maps(image)
         maps = []
         x = self.patch_embed(image)
@@ -193,7 +199,7 @@ class CycleNet(nn.Layer):
         return maps
 
     def _run_stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        if not (self.use_recompute and stage.training and paddle.in_dynamic_mode() and paddle.is_grad_enabled()):
+        if not (self.use_recompute and stage.training and in_dygraph() and paddle.is_grad_enabled()):
             return stage(x)
         for block in stage:
             # The reentrant form gives no gradients behind a frozen stem, whose output needs none.
@@ -205,13 +211,17 @@ class CycleNet(nn.Layer):
         maps = self.forward_features(image)
         if self.num_classes is None:
             return maps
-        if image.shape[0] == 0:
+        if _is_empty(image):
             return paddle.zeros([0, self.num_classes], dtype=image.dtype)
         return self.head(maps[0].mean([2, 3]))
 
 
 def _channels_first(x: Tensor) -> Tensor:
     return x.transpose([0, 3, 1, 2])  # (N, H, W, C) -> (N, C, H, W)
+
+
+def _is_empty(image: Tensor) -> bool:
+    return in_dygraph() and image.shape[0] == 0
 
 
 @paddle.jit.not_to_static
@@ -221,7 +231,9 @@ def _check_image(image: Tensor, in_channels: int) -> None:
     if len(shape) != 4:
         raise ValueError(f"the image has shape {shape}; CycleNet takes [N, {in_channels}, H, W]")
     if shape[1] not in (in_channels, -1):
-        raise ValueError(f"the image has shape {shape}, {shape[1]} channels; this CycleNet takes [N, {in_channels}, H, W]")
+        raise ValueError(
+            f"the image has shape {shape}, {shape[1]} channels; this CycleNet takes [N, {in_channels}, H, W]"
+        )
     if any(0 <= size < MIN_SIZE for size in shape[2:]):
         raise ValueError(
             f"the image has shape {shape}, height {shape[2]} and width {shape[3]}; "
@@ -230,10 +242,18 @@ def _check_image(image: Tensor, in_channels: int) -> None:
 
 
 def _check_per_stage(name: str, values: Sequence, valid: Callable[..., bool], needed: str) -> None:
-    if not isinstance(values, Sequence) or len(values) != 4 or isinstance(values, str) or not all(valid(value) for value in values):
+    if (
+        not isinstance(values, Sequence)
+        or len(values) != 4
+        or isinstance(values, str)
+        or not all(valid(value) for value in values)
+    ):
         raise ValueError(f"{name} is {values!r}; it takes four {needed}, one per stage")
 
 
 def _check_integer(name: str, value: int, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        raise ValueError(f"{name} is {value!r}; it takes an integer " + (f"from {least} to {most}" if most is not None else f"of at least {least}"))
+        raise ValueError(
+            f"{name} is {value!r}; it takes an integer "
+            + (f"from {least} to {most}" if most is not None else f"of at least {least}")
+        )

@@ -6,10 +6,19 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.jit.sot import psdb
+
+_CPU_BUILD = not (paddle.is_compiled_with_cuda() or paddle.is_compiled_with_xpu())
+
+
+def in_dygraph() -> bool:
+    """Whether operators run as they are called: sizes are numbers then. False while `paddle.jit.to_static`, by either of its
+    tracers, records a graph."""
+    return paddle.in_dynamic_mode() and not psdb.in_sot()
 
 
 def _weight_attr() -> paddle.ParamAttr:
-    """Initialisation of Linear and CycleFC weights: truncated normal, std 0.02 (the paper's code)."""
+    """Initialisation of Linear and CycleFC weights: truncated normal, standard deviation 0.02 (the paper's code)."""
     return paddle.ParamAttr(initializer=nn.initializer.TruncatedNormal(std=0.02))
 
 
@@ -68,14 +77,13 @@ def _pad_with_zeros(x: Tensor, axis: int, before: int, after: int) -> Tensor:
 
 def _read_window(padded: Tensor, axis: int, start: int, end: int, residue: int) -> Tensor:
     """`padded` [N, H, W, J, K] -> [N, H, W, J]: residue class `residue`, without the first `start` and last `end` positions of `axis`."""
-    if paddle.in_dynamic_mode():
+    if _CPU_BUILD and in_dygraph() and padded.dtype in (paddle.float32, paddle.float64):
         # In dygraph a slice is a lazy strided view, slow to materialise and to differentiate on a CPU, where crop is a
         # real kernel. crop has no half precision, though, and no export with dynamic sizes.
         shape, offsets = list(padded.shape), [0, 0, 0, 0, residue]
-        if padded.place.is_cpu_place() and padded.dtype in (paddle.float32, paddle.float64):
-            shape[axis] -= start + end
-            shape[-1], offsets[axis] = 1, start
-            return paddle.crop(padded, shape, offsets).reshape(shape[:-1])
+        shape[axis] -= start + end
+        shape[-1], offsets[axis] = 1, start
+        return paddle.crop(padded, shape, offsets).reshape(shape[:-1])
     stop = -end if end else np.iinfo(np.int32).max
     return paddle.slice(padded, [axis, 4], [start, residue], [stop, residue + 1]).squeeze(4)
 
@@ -130,7 +138,7 @@ class CycleFC(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         if len(x.shape) != 4 or x.shape[3] != self.in_channels:
             raise ValueError(f"CycleFC got an input of shape {list(x.shape)}; it takes [N, H, W, {self.in_channels}]")
-        if 0 in x.shape[:3]:  # Paddle's reshape takes a size of 0 for "as before"
+        if in_dygraph() and 0 in x.shape[:3]:  # Paddle's reshape takes a size of 0 for "as before"
             return paddle.zeros([*x.shape[:3], self.out_channels], dtype=x.dtype)
         kernel_length = max(self.kernel_size)
         if kernel_length > 1:
@@ -148,7 +156,9 @@ class DropPath(nn.Layer):
     def __init__(self, rate: float = 0.0):
         super().__init__()
         if not 0.0 <= rate < 1.0:
-            raise ValueError(f"the drop path rate is {rate!r}; it takes a probability from 0 up to, but not including, 1")
+            raise ValueError(
+                f"the drop path rate is {rate!r}; it takes a probability from 0 up to, but not including, 1"
+            )
         self.rate = float(rate)
 
     def forward(self, x: Tensor) -> Tensor:
