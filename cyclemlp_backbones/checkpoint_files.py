@@ -45,7 +45,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 
 _MAX_WRAPPERS = 4
 _MAX_GROWTH = 8
-"""Arrays may be larger than their file where they share a storage or were bfloat16, but not by more than this factor."""
+"""Arrays outgrow their file where they share a storage or were bfloat16, but never by more than this factor."""
 
 _SAFETENSORS_DTYPES = {
     "BF16": ElementType(np.dtype("<u2"), bfloat16=True),
@@ -302,7 +302,7 @@ def write_checkpoint(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
     The `.safetensors` metadata is {"format": "cyclemlp", "layout": layout}. ValueError for another suffix or layout.
     """
     path = Path(path)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     if path.suffix == ".pdparams" and layout == "paddle":
         import pickle
 

@@ -164,7 +164,7 @@ def locate_weights(pretrained: str | os.PathLike | Literal[True], variant: str) 
         variant = variant_name(variant)
         if variant not in PUBLISHED:
             raise ValueError(
-                f"no weights are published for CycleMLP {variant}; give a path or URL; published are {', '.join(PUBLISHED)}"
+                f"no weights are published for CycleMLP {variant}, only for {', '.join(PUBLISHED)}; give a path or URL"
             )
         return fetch(PUBLISHED[variant])
     if not isinstance(pretrained, (str, os.PathLike)):
@@ -265,7 +265,7 @@ def _cast(arrays: Mapping[str, tuple[np.ndarray, Any]], described: str) -> dict[
             f"{described}: these weights are no floating-point numbers: {_listed(wrong)}; write the file again"
         )
     tensors = {
-        name: paddle.to_tensor(np.ascontiguousarray(array)).astype(dtype) for name, (array, dtype) in arrays.items()
+        name: paddle.to_tensor(np.asarray(array, order="C")).astype(dtype) for name, (array, dtype) in arrays.items()
     }
     wrong = [name for name, tensor in tensors.items() if not np.isfinite(tensor.astype("float32").numpy()).all()]
     if wrong:
