@@ -132,7 +132,7 @@ def _paddle_exports_zlib() -> bool:
 
 
 def _check_zlib_order() -> None:
-    """The repair itself is the first line of `cyclemlp_backbones`; it is too late if paddle was imported before that."""
+    """The repair itself is the first line of `cyclemlp_backbones`; importing paddle before that is too early."""
     modules = list(sys.modules)  # in the order of their import
     if modules.index("paddle") < modules.index("zlib"):
         _LOG.warning(

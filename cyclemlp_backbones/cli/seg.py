@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import pickle
 import re
 import runpy
 import sys
@@ -182,13 +183,16 @@ def _run_script(script: Path, arguments: Sequence[str]) -> int:
 
 
 def _interrupted(save_dir: Path) -> str:
-    complete = [
-        path.parent for path in save_dir.glob("iter_*/model.pdopt") if re.fullmatch(r"iter_\d+", path.parent.name)
-    ]
-    if not complete:
-        return f"interrupted before the first checkpoint in {save_dir}"
-    last = max(complete, key=lambda folder: int(folder.name.removeprefix("iter_")))
-    return f"interrupted; go on with --resume_model {last}"
+    folders = [folder for folder in save_dir.glob("iter_*") if re.fullmatch(r"iter_\d+", folder.name)]
+    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("iter_")), reverse=True):
+        if _is_complete(folder / "model.pdopt"):  # written last
+            return f"interrupted; go on with --resume_model {folder}"
+    return f"interrupted before the first checkpoint in {save_dir}"
+
+
+def _is_complete(pickled: Path) -> bool:
+    """A pickle ends with its opcode STOP; an interrupted save leaves none, or no file."""
+    return pickled.is_file() and pickled.read_bytes()[-1:] == pickle.STOP
 
 
 def main(argv: list[str]) -> int:

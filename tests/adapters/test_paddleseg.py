@@ -101,7 +101,7 @@ def test_semantic_fpn_gives_every_parameter_a_gradient_at_odd_sizes(align_corner
 
 
 def test_semantic_fpn_levels_pass_their_convolutions_and_upsamplings():
-    """Stride 4: one convolution; 8: one and an upsampling; 16 and 32: two and three of both. Read back from the stride."""
+    """Stride 4: one convolution; 8: one and an upsampling; 16 and 32: two and three of both."""
     model = SemanticFPN(5, backbone())
     assert [len(layers) for layers in model.head.scale_heads] == [1, 1, 2, 3]
     assert model.head.doublings == [0, 1, 2, 3]

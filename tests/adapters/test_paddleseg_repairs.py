@@ -88,7 +88,7 @@ def test_unknown_repair_is_refused_by_name(monkeypatch):
 
 
 def plain_cross_entropy(logits, label, weight, ignore_index, top):
-    """numpy: weighted negative log-likelihoods over the sum of the weights, or over the hardest `top` share of pixels."""
+    """numpy: weighted mean of the negative log-likelihoods of valid pixels, or of the hardest share `top` of all."""
     log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     losses, weights = [], []
     for n, y, x in np.ndindex(label.shape):
