@@ -1,19 +1,54 @@
-"""CycleMLP (Chen et al., ICLR 2022, arXiv 2107.10224) as a backbone for PaddlePaddle."""
+"""CycleMLP (Chen et al., ICLR 2022, arXiv 2107.10224) as a backbone for PaddlePaddle.
 
+The public names are imported at their first use, so that the commands that need no Paddle work without it.
+"""
+
+import importlib
 import zlib  # noqa: F401  before paddle: Paddle 2.6 exports symbols that crash a zlib loaded after it, as in reading a PNG
+from typing import TYPE_CHECKING, Any
 
-from cyclemlp_backbones.checkpoint_files import read_checkpoint as read_checkpoint
-from cyclemlp_backbones.checkpoint_pickle import CheckpointError as CheckpointError
-from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
-from cyclemlp_backbones.factory import build_backbone as build_backbone
-from cyclemlp_backbones.factory import build_classifier as build_classifier
-from cyclemlp_backbones.layers import CycleFC as CycleFC
-from cyclemlp_backbones.layers import cycle_offsets as cycle_offsets
-from cyclemlp_backbones.pyramid import StageSpec as StageSpec
-from cyclemlp_backbones.variants import VARIANTS as VARIANTS
-from cyclemlp_backbones.variants import Variant as Variant
-from cyclemlp_backbones.variants import list_variants as list_variants
-from cyclemlp_backbones.weights import LoadReport as LoadReport
-from cyclemlp_backbones.weights import load_weights as load_weights
+if TYPE_CHECKING:
+    from cyclemlp_backbones.checkpoint_files import read_checkpoint as read_checkpoint
+    from cyclemlp_backbones.checkpoint_pickle import CheckpointError as CheckpointError
+    from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
+    from cyclemlp_backbones.factory import build_backbone as build_backbone
+    from cyclemlp_backbones.factory import build_classifier as build_classifier
+    from cyclemlp_backbones.layers import CycleFC as CycleFC
+    from cyclemlp_backbones.layers import cycle_offsets as cycle_offsets
+    from cyclemlp_backbones.pyramid import StageSpec as StageSpec
+    from cyclemlp_backbones.variants import VARIANTS as VARIANTS
+    from cyclemlp_backbones.variants import Variant as Variant
+    from cyclemlp_backbones.variants import list_variants as list_variants
+    from cyclemlp_backbones.weights import LoadReport as LoadReport
+    from cyclemlp_backbones.weights import load_weights as load_weights
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CheckpointError": "checkpoint_pickle",
+    "CycleFC": "layers",
+    "CycleNet": "cyclenet",
+    "LoadReport": "weights",
+    "StageSpec": "pyramid",
+    "VARIANTS": "variants",
+    "Variant": "variants",
+    "build_backbone": "factory",
+    "build_classifier": "factory",
+    "cycle_offsets": "layers",
+    "list_variants": "variants",
+    "load_weights": "weights",
+    "read_checkpoint": "checkpoint_files",
+}
+__all__ = [*_MODULE_OF, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

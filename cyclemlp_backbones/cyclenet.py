@@ -11,10 +11,7 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from cyclemlp_backbones.layers import CycleFC, Downsample, DropPath, Mlp, PatchEmbed, in_dygraph, linear
-from cyclemlp_backbones.pyramid import StageSpec, check_out_indices
-
-MIN_SIZE = 32
-"""Smallest height and width of an image, in pixels: the last stage still has one position."""
+from cyclemlp_backbones.pyramid import MIN_SIZE, StageSpec, check_out_indices
 
 _EPSILON = 1e-5
 
@@ -45,7 +42,7 @@ class CycleMixer(nn.Layer):
 
 
 class CycleBlock(nn.Layer):
-    """`x + mixer(norm1(x))`, then `x + mlp(norm2(x))`, both branches with stochastic depth: [N, H, W, C] -> [N, H, W, C]."""
+    """`x + mixer(norm1(x))`, then `x + mlp(norm2(x))`, both with stochastic depth: [N, H, W, C] -> [N, H, W, C]."""
 
     def __init__(self, channels: int, mlp_ratio: float, drop_path_rate: float):
         super().__init__()
@@ -79,7 +76,8 @@ class CycleNet(nn.Layer):
         drop_path_rate: stochastic depth rate of the last block; a linear ramp from 0 leads to it.
         frozen_stages: -1 freezes nothing, 0 the stem, k (up to 4) the stem, the first k stages, the downsampling
             between them and their pyramid norms: no gradients, and eval mode whatever `train()` says.
-        use_recompute: in training, keep only block inputs and compute the rest again in backward: less memory, more time.
+        use_recompute: in training, keep only the blocks' inputs and compute the rest again in backward: less memory,
+            more time.
 
     Anything else raises ValueError.
     """
@@ -107,7 +105,8 @@ class CycleNet(nn.Layer):
             _check_integer("num_classes", num_classes, 1)
             if tuple(out_indices) != (0, 1, 2, 3):
                 raise ValueError(
-                    f"out_indices is {out_indices!r}, but a classifier (num_classes={num_classes}) returns logits; leave it out"
+                    f"out_indices is {out_indices!r}, but a classifier (num_classes={num_classes}) returns logits: "
+                    "leave out_indices out"
                 )
         if not isinstance(drop_path_rate, (int, float)) or not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(
@@ -122,9 +121,8 @@ class CycleNet(nn.Layer):
 
         rates = iter(drop_path_rates(drop_path_rate, depths))
         self.patch_embed = PatchEmbed(in_channels, embed_dims[0])
-        self.network = (
-            nn.LayerList()
-        )  # published names: stage i is network.{2i}, the downsampling after it network.{2i+1}
+        # Published names: stage i is network.{2i}, the downsampling after it network.{2i+1}.
+        self.network = nn.LayerList()
         specs = []
         stride = 4
         for stage, (depth, channels, mlp_ratio) in enumerate(zip(depths, embed_dims, mlp_ratios)):
@@ -165,10 +163,11 @@ class CycleNet(nn.Layer):
         self._hold_frozen_in_eval()
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
-        """Image [N, C, H, W] -> normalised maps [N, C_i, H_i, W_i], high to low resolution; H_0 = (H + 1) // 4, then H_i = (H_{i-1} + 1) // 2.
+        """Image [N, C, H, W] -> normalised maps [N, C_i, H_i, W_i], high to low resolution.
 
-        A pyramid gives one map per entry of `out_indices`, a classifier the last stage's map only. H and W are 32 or
-        more and may change from call to call; a smaller or misshapen image raises ValueError.
+        A pyramid gives one map per entry of `out_indices`, a classifier the last stage's map only. H_0 = (H + 1) // 4,
+        then H_i = (H_{i-1} + 1) // 2, and so for the width. H and W are 32 or more and may change from call to call; a
+        smaller or misshapen image raises ValueError.
         """
         _check_image(image, self.in_channels)
         if self.frozen_stages >= 0:

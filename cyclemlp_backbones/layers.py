@@ -12,8 +12,8 @@ _CPU_BUILD = not (paddle.is_compiled_with_cuda() or paddle.is_compiled_with_xpu(
 
 
 def in_dygraph() -> bool:
-    """Whether operators run as they are called: sizes are numbers then. False while `paddle.jit.to_static`, by either of its
-    tracers, records a graph."""
+    """Whether operators run as they are called, so that sizes are numbers; False while `paddle.jit.to_static` records
+    a graph, by either of its tracers."""
     return paddle.in_dynamic_mode() and not psdb.in_sot()
 
 
@@ -52,7 +52,7 @@ def cycle_offsets(channels: int, kernel_size: tuple[int, int]) -> np.ndarray:
     """Offsets (dy, dx) at which each input channel of a CycleFC is read, an int array [channels, 2].
 
     Channel `i` reads position `p + d(i)`, `d(i) = (i + K // 2) % K - K // 2` (paper section 3.2): along the width for
-    `kernel_size` (1, K), along the height for (K, 1). The paper's published checkpoints hold the same numbers as `offset`.
+    `kernel_size` (1, K), along the height for (K, 1). The published checkpoints hold the same numbers as `offset`.
     """
     height, width = _check_kernel_size(kernel_size)
     if isinstance(channels, bool) or not isinstance(channels, (int, np.integer)) or channels < 1:
@@ -76,7 +76,7 @@ def _pad_with_zeros(x: Tensor, axis: int, before: int, after: int) -> Tensor:
 
 
 def _read_window(padded: Tensor, axis: int, start: int, end: int, residue: int) -> Tensor:
-    """`padded` [N, H, W, J, K] -> [N, H, W, J]: residue class `residue`, without the first `start` and last `end` positions of `axis`."""
+    """`padded` [N, H, W, J, K] -> [N, H, W, J]: one residue class, less the first `start`, last `end` of `axis`."""
     if _CPU_BUILD and in_dygraph() and padded.dtype in (paddle.float32, paddle.float64):
         # In dygraph a slice is a lazy strided view, slow to materialise and to differentiate on a CPU, where crop is a
         # real kernel. crop has no half precision, though, and no export with dynamic sizes.
@@ -108,7 +108,7 @@ def cycle_shift(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
 
 
 def group_by_offset(weight: Tensor, kernel_length: int) -> Tensor:
-    """CycleFC weight [C_out, C_in, 1, 1] -> matrix [K * ceil(C_in / K), C_out], rows in the order of `cycle_shift`'s channels."""
+    """CycleFC weight [C_out, C_in, 1, 1] -> [K * ceil(C_in / K), C_out], rows in `cycle_shift`'s channel order."""
     out_channels, in_channels = weight.shape[:2]
     groups = -(-in_channels // kernel_length)
     weight = _pad_with_zeros(weight.reshape([out_channels, in_channels]), 1, 0, groups * kernel_length - in_channels)
@@ -197,7 +197,7 @@ class PatchEmbed(nn.Layer):
 
 
 class Downsample(nn.Layer):
-    """Between stages: convolution 3x3, stride 2, padding 1. [N, H, W, C_in] -> [N, (H + 1) // 2, (W + 1) // 2, C_out]."""
+    """Convolution 3x3, stride 2, padding 1: [N, H, W, C_in] -> [N, (H + 1) // 2, (W + 1) // 2, C_out]."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MIN_SIZE = 32
+"""Smallest height and width of an image, in pixels: the last stage still has one position."""
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -15,7 +18,7 @@ class StageSpec:
 
 
 def check_out_indices(out_indices: Sequence[int], stages: int = 4) -> tuple[int, ...]:
-    """`out_indices` as a tuple, if it is a non-empty, strictly increasing subset of 0 .. stages - 1; else ValueError."""
+    """`out_indices` as a tuple, if it is a non-empty, increasing subset of 0 .. stages - 1; else ValueError."""
     needed = f"it takes a non-empty, increasing subset of {list(range(stages))}, for example [0, 1, 2, 3]"
     if isinstance(out_indices, (str, bytes)) or not isinstance(out_indices, Sequence):
         raise ValueError(f"out_indices is {out_indices!r}; {needed}")

@@ -58,5 +58,6 @@ def variant_name(name: str) -> str:
         if short in VARIANTS:
             return short
     raise ValueError(
-        f"unknown CycleMLP variant {name!r}; choose from {', '.join(VARIANTS)} (also written B1, cyclemlp_b1, CycleMLP_B1)"
+        f"unknown CycleMLP variant {name!r}; choose from {', '.join(VARIANTS)} "
+        "(also written B1, cyclemlp_b1, CycleMLP_B1)"
     )

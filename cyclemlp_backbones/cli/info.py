@@ -1,0 +1,53 @@
+"""`cyclemlp info VARIANT`: what one size costs and returns for an image of a given size."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from cyclemlp_backbones.complexity import multiply_adds, stage_sizes
+from cyclemlp_backbones.pyramid import MIN_SIZE
+from cyclemlp_backbones.variants import VARIANTS, variant_name
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "512x1024" -> (512, 1024), height first; "224" -> (224, 224). Anything else is a ValueError."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:[xX×]\s*(\d+))?\s*", text)
+    if not match or min(int(match[1]), int(match[2] or match[1])) < MIN_SIZE:
+        raise ValueError(
+            f"size {text!r}; it takes HEIGHTxWIDTH in pixels, both {MIN_SIZE} or more, for example 512x1024"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _cost(parameters: int, macs: int) -> str:
+    return f"{parameters / 1e6:.3f} M parameters, {macs / 1e9:.3f} G multiply-adds"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="cyclemlp info", description=__doc__)
+    parser.add_argument("variant", help="b0 to b5")
+    parser.add_argument("--size", default="224x224", help="HEIGHTxWIDTH of the image, default 224x224")
+    parser.add_argument("--num-classes", type=int, default=1000, help="of the classifier, default 1000")
+    arguments = parser.parse_args(argv)
+    name = variant_name(arguments.variant)
+    height, width = parse_size(arguments.size)
+    if arguments.num_classes < 1:
+        raise ValueError(f"--num-classes {arguments.num_classes}; it takes at least 1")
+    variant = VARIANTS[name]
+    head = (variant.embed_dims[-1] + 1) * (arguments.num_classes - 1000)
+    pyramid = variant.parameters - (variant.embed_dims[-1] + 1) * 1000 + 2 * sum(variant.embed_dims[:-1])
+    classifier_macs = multiply_adds(variant, height, width, num_classes=arguments.num_classes)
+    pyramid_macs = multiply_adds(variant, height, width, num_classes=None)
+    top1 = f"{variant.paper_top1} % (not trained here)" if variant.paper_top1 else "none: not in the paper"
+    print(f"CycleMLP-{name.upper()}, image {height} x {width}")
+    print(f"  blocks per stage   {variant.depths}")
+    print(f"  channels           {variant.embed_dims}")
+    print(f"  mlp ratios         {variant.mlp_ratios}")
+    print(f"  classifier         {_cost(variant.parameters + head, classifier_macs)}")
+    print(f"  backbone           {_cost(pyramid, pyramid_macs)}")
+    print(f"  paper's top-1      {top1}")
+    print("  pyramid")
+    for stage, ((h, w), channels) in enumerate(zip(stage_sizes(height, width), variant.embed_dims)):
+        print(f"    {stage}: stride {4 * 2**stage:2}, [N, {channels}, {h}, {w}]")
+    return 0

@@ -1,0 +1,34 @@
+"""What a network costs, by arithmetic. Standard library only."""
+
+from __future__ import annotations
+
+from cyclemlp_backbones.variants import Variant
+
+
+def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Height and width of the four stages' maps for an image of `height` x `width` pixels."""
+    sizes = [((height + 1) // 4, (width + 1) // 4)]
+    for _ in range(3):
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return sizes
+
+
+def multiply_adds(
+    variant: Variant, height: int = 224, width: int = 224, *, in_channels: int = 3, num_classes: int | None = 1000
+) -> int:
+    """Multiply-adds of one image: convolutions and matrix products, as the field counts them (no norms, no activations).
+
+    `num_classes` is None for a pyramid, which has no classifier head.
+    """
+    total = 0
+    previous = in_channels
+    for stage, (h, w) in enumerate(stage_sizes(height, width)):
+        channels = variant.embed_dims[stage]
+        kernel = 7 if stage == 0 else 3  # of the stem, or of the downsampling before the stage
+        total += h * w * kernel * kernel * previous * channels
+        branches_and_projection = 4 * channels * channels
+        mlp = 2 * channels * int(channels * variant.mlp_ratios[stage])
+        gate = channels * (channels // 4) + (channels // 4) * 3 * channels
+        total += variant.depths[stage] * (h * w * (branches_and_projection + mlp) + gate)
+        previous = channels
+    return total + (previous * num_classes if num_classes else 0)
