@@ -1,0 +1,254 @@
+"""`make demo`: data, warm-up, PaddleSeg's trainer, held-out evaluation and a picture, in one go.
+
+    python demo/seg.py --variant b0 --out output/demo
+    python demo/seg.py --smoke --out output/demo-smoke
+
+The schedule is in iterations. All results lie in the folder OUT: result.json has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+# Read once by the matrix library when it loads: one thread and a slow path on AMD processors are the defaults.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
+os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cyclemlp_backbones.demo import CLASSES, DemoSettings, is_complete, make_scene, write_demo_data  # noqa: E402
+from demo.picture import draw_picture  # noqa: E402
+from demo.warmup import Phase, warm_up  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sizes and lengths of one run; the training's own length is in its configuration, unless `iterations` says otherwise.
+
+    Less than `least_gain` of mIoU over a prediction that is background everywhere, or fewer than `least_classes` digits
+    with an IoU above 0.05, is a failure.
+    """
+
+    train_scenes: int
+    val_scenes: int
+    size: int
+    warm_up: tuple[Phase, ...]
+    least_gain: float
+    least_classes: int
+    iterations: int | None = None
+
+
+SCHEDULES = {
+    "b0": Schedule(2000, 240, 96, (Phase(64, 32, 350),), least_gain=0.2, least_classes=8),
+    "b1": Schedule(2000, 240, 96, (Phase(64, 32, 150),), least_gain=0.05, least_classes=3),
+}
+SMOKE = Schedule(400, 40, 64, (Phase(48, 32, 50),), least_gain=0.02, least_classes=2, iterations=60)
+
+
+class DemoFailure(Exception):
+    """The run went wrong, or what was learnt is no better than nothing."""
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str, what: str) -> Iterator[None]:
+        print(f"\n== {name}: {what}", flush=True)
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 1)
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def run_seg(arguments: list[str], log: Path, *, show: str) -> str:
+    """Runs `cyclemlp seg …`; its output goes to the end of `log` and is returned, lines that match `show` are printed."""
+    command = [sys.executable, "-m", "cyclemlp_backbones", "seg", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    print("$ " + shlex.join(["cyclemlp", "seg", *arguments]), flush=True)
+    lines = []
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        file.write("$ " + shlex.join(command) + "\n")
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            lines.append(line)
+            if re.search(show, line):
+                print("  " + line.rstrip().split("\t")[-1], flush=True)
+    if process.returncode:
+        tail = "".join(lines[-15:])
+        raise DemoFailure(f"`cyclemlp seg {arguments[0]}` ended with status {process.returncode}; see {log}\n{tail}")
+    return "".join(lines)
+
+
+def read_evaluation(output: str) -> tuple[float, list[float]]:
+    """mIoU and the IoU of every class, from what PaddleSeg's evaluation prints."""
+    miou = re.search(r"mIoU: ([0-9.]+)", output)
+    ious = re.search(r"Class IoU:\s*\[([^]]*)\]", output)
+    if miou is None or ious is None:
+        raise DemoFailure("PaddleSeg's evaluation printed no mIoU and class IoU")
+    return float(miou.group(1)), [float(value) for value in ious.group(1).split()]
+
+
+def all_background_miou(schedule: Schedule, seed: int) -> float:
+    """mIoU on the held-out split of a prediction that is background everywhere."""
+    shares = [
+        (make_scene("val", index, size=schedule.size, seed=seed).class_map == 0).mean()
+        for index in range(schedule.val_scenes)
+    ]
+    return float(sum(shares)) / len(shares) / len(CLASSES)
+
+
+def draw(config: Path, weights: Path, schedule: Schedule, seed: int, path: Path, title: str) -> None:
+    """The picture of the first six held-out scenes, with what the trained model says."""
+    import numpy as np
+    import paddle
+    from paddleseg.cvlibs import Config, SegBuilder
+
+    from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+    register_paddleseg()
+    model = SegBuilder(Config(str(config))).model
+    model.set_state_dict(paddle.load(str(weights)))
+    model.eval()
+    scenes = [make_scene("val", index, size=schedule.size, seed=seed) for index in range(6)]
+    images = np.stack([scene.image for scene in scenes])
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1))[0]
+    predictions = logits.argmax(1).numpy()
+    draw_picture(path, images, [scene.class_map for scene in scenes], predictions, title=title)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("paddlepaddle", "paddleseg", "numpy", "scikit-learn", "pillow", "cyclemlp-backbones")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
+    """The whole demo; raises DemoFailure if it goes wrong or learns nothing."""
+    clock = Clock()
+    out.mkdir(parents=True, exist_ok=True)
+    data, log, picture = out / "data", out / "log.txt", out / "picture.png"
+    log.unlink(missing_ok=True)
+    config = ROOT / "seg_configs" / "demo" / f"semantic_fpn_cyclemlp_{variant}_digits.yml"
+
+    settings = DemoSettings(
+        "seg", train=schedule.train_scenes, val=schedule.val_scenes, size=schedule.size, seed=seed
+    )
+    with clock.phase("data", f"{settings.train} training and {settings.val} held-out scenes into {data}"):
+        if is_complete(data, settings):
+            print("  already there")
+        else:
+            progress = partial(tqdm, total=settings.train + settings.val, unit=" scenes", mininterval=2)
+            write_demo_data(data, settings, force=True, progress=progress)
+
+    classifier = out / "classifier.pdparams"
+    with clock.phase("warm-up", f"CycleMLP-{variant.upper()} classifies single digits, training split only"):
+        accuracy = warm_up(variant, schedule.warm_up, classifier, seed=seed)
+        print(f"  {accuracy:.1%} of 400 held-out digits right; weights: {classifier}")
+
+    data_options = [
+        f"{split}_dataset.{key}={value}"
+        for split in ("train", "val")
+        for key, value in (("dataset_root", data), (f"{split}_path", data / f"{split}.txt"))
+    ]
+    common = ["--config", str(config.relative_to(ROOT)), "--device", "cpu"]
+    with clock.phase("training", f"PaddleSeg's trainer, Semantic FPN on CycleMLP-{variant.upper()}"):
+        shutil.rmtree(out / "seg", ignore_errors=True)
+        arguments = ["train", *common, "--save_dir", str(out / "seg"), "--seed", str(seed), "--log_iters", "20"]
+        if schedule.iterations is not None:
+            arguments += ["--iters", str(schedule.iterations)]
+        arguments += ["--opts", *data_options, f"model.backbone.pretrained={classifier}"]
+        run_seg(arguments, log, show=r"\[TRAIN\]")
+        saved = sorted((out / "seg").glob("iter_*/model.pdparams"), key=lambda path: int(path.parent.name[5:]))
+        weights = out / "model.pdparams"
+        shutil.copyfile(saved[-1], weights)
+
+    with clock.phase("evaluation", f"{settings.val} held-out scenes: other digits, other parts of the photographs"):
+        output = run_seg(["val", *common, "--model_path", str(weights), "--opts", *data_options], log, show="mIoU:")
+        miou, class_ious = read_evaluation(output)
+        background = all_background_miou(schedule, seed)
+        print("  IoU: " + ", ".join(f"{name} {iou:.2f}" for name, iou in zip(CLASSES, class_ious)))
+        print(f"  background everywhere would have mIoU {background:.3f}")
+
+    with clock.phase("picture", str(picture)):
+        title = f"CycleMLP-{variant.upper()} Semantic FPN on held-out scenes: mIoU {miou:.3f}"
+        draw(config, weights, schedule, seed, picture, title)
+
+    result = {
+        "variant": variant,
+        "miou": miou,
+        "class_iou": dict(zip(CLASSES, class_ious)),
+        "all_background_miou": round(background, 4),
+        "warm_up_accuracy": accuracy,
+        "held_out_scenes": settings.val,
+        "seconds": {**clock.seconds, "total": round(clock.total, 1)},
+        "versions": versions(),
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    found = sum(iou > 0.05 for iou in class_ious[1:])
+    if miou < background + schedule.least_gain or found < schedule.least_classes:
+        raise DemoFailure(
+            f"mIoU {miou:.3f}, where background everywhere has {background:.3f}, and {found} of 10 digits found; "
+            f"at least {background + schedule.least_gain:.3f} and {schedule.least_classes} were expected: see {log}"
+        )
+    print(f"\nweights  {weights}\nlog      {log}\npicture  {picture}\nfigures  {out / 'result.json'}")
+    minutes, seconds = divmod(round(clock.total), 60)
+    print(
+        f"mIoU {miou:.3f} on {settings.val} held-out scenes ({len(CLASSES)} classes), {variant.upper()}, "
+        f"{minutes} min {seconds:02d} s"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Digits on photographs, segmented with CycleMLP and PaddleSeg.")
+    parser.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="folder of the results (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened; fails if nothing is learnt")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    schedule = SMOKE if arguments.smoke else SCHEDULES[arguments.variant]
+    try:
+        run(arguments.variant, schedule, arguments.out.resolve(), arguments.seed)
+    except (DemoFailure, OSError, ValueError, ImportError) as error:
+        print(f"\ndemo: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
