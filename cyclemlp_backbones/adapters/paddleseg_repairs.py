@@ -15,11 +15,13 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
+from paddleseg.deploy.infer import DeployConfig
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
 from paddleseg.utils import metrics
 
@@ -127,6 +129,23 @@ def _repair_areas() -> None:
     metrics.calculate_area = _calculate_area
 
 
+def _deploy_names_another_program() -> bool:
+    source = inspect.getsource(DeployConfig)
+    return paddle.version.major != "2" and ".json" not in source
+
+
+def _repair_deploy() -> None:
+    named = DeployConfig.model.fget
+
+    def existing_program(self: DeployConfig) -> str:
+        """The path of the exported program, under the suffix that it has: .pdmodel of Paddle 2, .json of Paddle 3."""
+        path = Path(named(self))
+        json = path.with_suffix(".json")
+        return str(json if json.is_file() and not path.is_file() else path)
+
+    DeployConfig.model = property(existing_program)
+
+
 def _paddle_exports_zlib() -> bool:
     return hasattr(ctypes.CDLL(paddle.base.libpaddle.__file__), "inflateReset2")
 
@@ -164,6 +183,12 @@ REPAIRS = (
         "calculate_area concatenates tensors that have no axis, a ValueError since Paddle 2.6",
         _areas_concatenate_scalars,
         _repair_areas,
+    ),
+    Repair(
+        "deploy_program",
+        "deploy.yaml of tools/export.py names model.pdmodel, where Paddle 3 writes model.json",
+        _deploy_names_another_program,
+        _repair_deploy,
     ),
 )
 

@@ -59,7 +59,7 @@ def _load_config(args: argparse.Namespace, **overrides: object) -> tuple[Config,
         hint = f"; in {path.parent} there is {', '.join(near)}" if near else ""
         raise FileNotFoundError(f"no configuration file {args.config}{hint}")
     with _config_errors(args.config):
-        config = Config(args.config, opts=args.opts, **overrides)
+        config = Config(path=args.config, opts=args.opts, **overrides)
         utils.show_env_info()
         utils.show_cfg_info(config)
         _set_data_format(config, getattr(args, "data_format", "NCHW"))
@@ -124,9 +124,11 @@ def run_train(args: argparse.Namespace) -> None:
         optimizer, losses = builder.optimizer, builder.loss
     if args.repeats > 1:
         train_dataset.file_list *= args.repeats
-    if len(train_dataset) < config.batch_size:
+    processes = paddle.distributed.get_world_size()
+    if -(-len(train_dataset) // processes) < config.batch_size:  # PaddleSeg would wait for a batch for ever
+        shared = f" on each of {processes} processes" if processes > 1 else ""
         raise ValueError(
-            f"{args.config}: {len(train_dataset)} training images do not fill one batch of {config.batch_size}"
+            f"{args.config}: {len(train_dataset)} training images do not fill one batch of {config.batch_size}{shared}"
         )
     train(
         model=model,

@@ -214,7 +214,11 @@ def main(argv: list[str]) -> int:
         return 2
     args = _PARSERS[action]().parse_args(rest)
 
-    from cyclemlp_backbones.adapters import paddleseg_tools  # after the flags: it takes seconds to import
+    # After the flags, since it takes seconds; the adapter first, since it explains a PaddleSeg that does not import.
+    from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+    register_paddleseg()
+    from cyclemlp_backbones.adapters import paddleseg_tools
 
     try:
         getattr(paddleseg_tools, f"run_{action}")(args)

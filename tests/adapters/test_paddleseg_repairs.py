@@ -25,7 +25,9 @@ PADDLE_2 = paddle.version.major == "2"
 
 def expected_status(name: str) -> str:
     """What the only release on PyPI, 2.8.0, needs on this Paddle."""
-    needed = {"cross_entropy_dtype": not PADDLE_2, "zlib_order": PADDLE_2}.get(name, True)
+    needed = {"cross_entropy_dtype": not PADDLE_2, "deploy_program": not PADDLE_2, "zlib_order": PADDLE_2}.get(
+        name, True
+    )
     return "applied" if needed else "not needed"
 
 
@@ -79,6 +81,26 @@ def test_reading_a_png_needs_zlib_before_paddle_only_where_it_is_reported(tmp_pa
     except subprocess.TimeoutExpired:
         survives = False
     assert survives == (expected_status("zlib_order") == "not needed")
+
+
+OPEN_DEPLOYED = """
+import sys
+import cyclemlp_backbones.adapters.paddleseg
+from paddleseg.deploy.infer import DeployConfig
+open(DeployConfig(sys.argv[1]).model).close()
+"""
+
+
+@pytest.mark.parametrize("off", ["", "deploy_program"])
+def test_deployment_finds_the_program_that_export_wrote(tmp_path, off):
+    """What tools/export.py of release 2.8 leaves on this Paddle; deploy/python/infer.py opens the model's path."""
+    (tmp_path / "deploy.yaml").write_text("Deploy: {model: model.pdmodel, params: model.pdiparams, transforms: []}")
+    (tmp_path / ("model.pdmodel" if PADDLE_2 else "model.json")).touch()
+    run = python("-c", OPEN_DEPLOYED, tmp_path / "deploy.yaml", cwd=tmp_path, **{paddleseg_repairs.SWITCH: off})
+    if off and not PADDLE_2:
+        assert f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path / 'model.pdmodel'}'" in run.stderr
+    else:
+        assert run.returncode == 0, run.stderr
 
 
 def test_unknown_repair_is_refused_by_name(monkeypatch):

@@ -243,6 +243,13 @@ def test_wrong_calls_have_exit_status_2(capsys):
     assert stopped.value.code == 2
 
 
+def test_missing_paddleseg_is_an_error_with_the_remedy(config, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "cyclemlp_backbones.adapters.paddleseg")
+    monkeypatch.setitem(sys.modules, "paddleseg.cvlibs", None)
+    assert seg("val", config) == 1
+    assert 'PaddleSeg is not installed; `pip install "cyclemlp-backbones[seg]"`' in capsys.readouterr().err
+
+
 def test_missing_script_is_an_error(capsys, tmp_path):
     assert main(["seg", str(tmp_path / "tools" / "train.py")]) == 1
     assert "no script" in capsys.readouterr().err
