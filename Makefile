@@ -1,1 +1,50 @@
-# TEMP
+# make demo · make test: each sets up .venv by itself. make help lists the rest.
+
+SHELL := /bin/bash
+VARIANT ?= b0
+PADDLE ?= paddlepaddle==3.3.1
+
+# The first interpreter that the toolkits' pins admit; PYTHON=… names another.
+PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# Paddle uses one slow thread by default; the second variable is for AMD processors, others ignore it.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+export MKL_DEBUG_CPU_TYPE ?= 5
+
+.PHONY: help demo demo-smoke test lint clean
+
+help:
+	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
+	@echo "make test         run the tests"
+	@echo "make demo-smoke   the demo in a minute or two"
+	@echo "make lint         ruff and mypy"
+	@echo "make clean        remove .venv and output"
+
+# One pip call: seg first and det later leaves a scikit-learn that conflicts with numpy.
+.venv/installed: pyproject.toml setup.py Makefile
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null; then \
+		echo "Python 3.10 or 3.11 is needed: the pins of PaddleSeg 2.8.0 and PaddleDetection 2.6.0 admit no other." >&2; \
+		echo "Found: $$($(or $(PYTHON),python3) --version 2>&1 | head -n 1). Install python3.11 (with venv), or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+		exit 1; \
+	fi
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(PADDLE)" -e ".[seg,det,cls,export,demo,dev]"
+	@touch $@
+
+demo: .venv/installed
+	.venv/bin/python demo/seg.py --variant $(VARIANT) --out output/demo
+
+demo-smoke: .venv/installed
+	.venv/bin/python demo/seg.py --variant $(VARIANT) --out output/demo-smoke --smoke
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:
+	rm -rf .venv output

@@ -16,7 +16,7 @@ def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
 def multiply_adds(
     variant: Variant, height: int = 224, width: int = 224, *, in_channels: int = 3, num_classes: int | None = 1000
 ) -> int:
-    """Multiply-adds of one image: convolutions and matrix products, as the field counts them (no norms, no activations).
+    """Multiply-adds of one image: convolutions and matrix products, without norms and activations, as usual.
 
     `num_classes` is None for a pyramid, which has no classifier head.
     """
@@ -24,7 +24,7 @@ def multiply_adds(
     previous = in_channels
     for stage, (h, w) in enumerate(stage_sizes(height, width)):
         channels = variant.embed_dims[stage]
-        kernel = 7 if stage == 0 else 3  # of the stem, or of the downsampling before the stage
+        kernel = 7 if stage == 0 else 3  # stem, or downsampling before the stage
         total += h * w * kernel * kernel * previous * channels
         branches_and_projection = 4 * channels * channels
         mlp = 2 * channels * int(channels * variant.mlp_ratios[stage])

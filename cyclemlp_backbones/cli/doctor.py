@@ -13,14 +13,31 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+_OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
 PACKAGES = (
-    "cyclemlp-backbones paddlepaddle paddlepaddle-gpu paddleseg paddledet paddle2onnx onnxruntime numpy opencv-python "
-    "opencv-python-headless opencv-contrib-python protobuf pillow scikit-learn matplotlib pycocotools safetensors"
-).split()
+    "cyclemlp-backbones",
+    "paddlepaddle",
+    "paddlepaddle-gpu",
+    "paddleseg",
+    "paddledet",
+    "paddle2onnx",
+    "onnxruntime",
+    "numpy",
+    *_OPENCV,
+    "protobuf",
+    "pillow",
+    "scikit-learn",
+    "matplotlib",
+    "pycocotools",
+    "safetensors",
+)
 
-_OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
-
-# What each package is imported as; run in a process of its own, since an import that fails may take the process with it.
+# What each package is imported as; tried in a process of its own, which a failing import may take with it.
 _IMPORTS = {
     "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
     "cv2": _OPENCV,
@@ -47,7 +64,7 @@ class Finding:
 def installed_versions() -> dict[str, str]:
     """Version of each package of interest that is installed."""
     versions = {}
-    for package in (*PACKAGES, *_OPENCV):
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -74,7 +91,8 @@ def check_python(version: tuple[int, ...]) -> Finding | None:
         return None
     return Finding(
         "error",
-        f"Python {'.'.join(map(str, version))}: the pins of PaddleSeg 2.8.0 and PaddleDetection 2.6.0 admit 3.10 and 3.11",
+        f"Python {'.'.join(map(str, version))}: the pins of PaddleSeg 2.8.0 and PaddleDetection 2.6.0 admit 3.10 and "
+        "3.11",
         "make a new environment with python3.11 -m venv",
     )
 
@@ -93,11 +111,11 @@ def check_paddle(versions: Mapping[str, str]) -> Finding | None:
         return Finding(
             "error",
             "PaddlePaddle is not installed",
-            'pip install "cyclemlp-backbones[cpu]"; for GPUs see the installation page of PaddlePaddle, whose own index '
-            "has the current GPU packages",
+            'pip install "cyclemlp-backbones[cpu]"; for GPUs see PaddlePaddle\'s installation page, whose own index has '
+            "the current packages",
         )
     if _release(version) < (2, 6, 2):
-        return Finding("error", f"Paddle {version} is too old", "pip install paddlepaddle==3.3.1 (2.6.2 is the oldest)")
+        return Finding("error", f"Paddle {version} is older than 2.6.2", "pip install paddlepaddle==3.3.1")
     return None
 
 
@@ -209,7 +227,7 @@ def findings(versions: Mapping[str, str]) -> list[Finding]:
         lambda: check_numpy_opencv(versions),
         lambda: check_protobuf(versions),
         lambda: check_scikit_learn(versions),
-        *(lambda module=module: check_import(module, versions) for module in _IMPORTS),  # type: ignore[misc]
+        *(lambda module=module: check_import(module, versions) for module in _IMPORTS),
         lambda: check_zlib_order(versions),
         lambda: check_threads(os.environ),
     ]

@@ -1,0 +1,141 @@
+"""Each known conflict is made, as metadata and modules that come first on the path, and has to be found."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cyclemlp_backbones.cli.doctor import check_python
+
+BROKEN_CV2 = 'raise ImportError("numpy.core.multiarray failed to import")'
+# Like Paddle 2.6: what loads zlib after it crashes.
+PADDLE_WITH_ZLIB_SYMBOLS = """
+import sys
+if "zlib" not in sys.modules:
+    class Crash:
+        def find_spec(self, name, path=None, target=None):
+            if name == "zlib":
+                import os, signal
+                os.kill(os.getpid(), signal.SIGSEGV)
+    sys.meta_path.insert(0, Crash())
+"""
+
+
+def doctor(folder, packages, modules, **environment):
+    """Runs `cyclemlp doctor` where `packages` (name -> version) seem installed and `modules` (name -> source) are found
+    first; every other package that it knows of is out of sight, as in an environment that holds these only."""
+    for name, version in packages.items():
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for name, source in modules.items():
+        (folder / f"{name}.py").write_text(source)
+    start = (
+        "import sys, importlib.metadata as metadata; found = metadata.version\n"
+        "def version(name):\n"
+        f"    if name in {sorted(packages)!r}: return found(name)\n"
+        "    raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+        "from cyclemlp_backbones.cli import main; sys.exit(main(['doctor']))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.getcwd()]), **environment}
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, env=env)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("packages", "modules", "problem", "remedy"),
+    [
+        (
+            {"paddlepaddle": "3.3.1", "numpy": "2.4.6", "opencv-python": "4.5.5.64"},
+            {"cv2": BROKEN_CV2},
+            "numpy 2.4.6 with opencv-python 4.5.5.64",
+            'pip install "numpy<2"',
+        ),
+        (
+            {"paddlepaddle": "3.3.1", "opencv-python": "4.5.5.64"},
+            {"cv2": BROKEN_CV2},
+            "`import cv2` (opencv-python 4.5.5.64) fails: ImportError: numpy.core.multiarray failed to import",
+            "pip install --force-reinstall opencv-python==4.5.5.64",
+        ),
+        (
+            {"paddlepaddle": "3.3.1", "opencv-python": "4.11.0.86"},
+            {"cv2": 'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")'},
+            "libGL.so.1",
+            "pip install opencv-python-headless",
+        ),
+        (
+            {"paddlepaddle": "3.3.1", "opencv-python": "4.5.5.64", "opencv-python-headless": "4.10.0.84"},
+            {"cv2": ""},
+            "opencv-python 4.5.5.64 and opencv-python-headless 4.10.0.84 are installed",
+            "pip uninstall -y opencv-python opencv-python-headless",
+        ),
+        (
+            {"paddlepaddle": "2.6.2", "protobuf": "7.36.2"},
+            {},
+            "protobuf 7.36.2 with Paddle 2.6.2",
+            'pip install "protobuf<7"',
+        ),
+        (
+            {"paddlepaddle": "3.3.1", "scikit-learn": "1.8.0", "numpy": "1.23.5"},
+            {"sklearn": ""},
+            "scikit-learn 1.8.0 with numpy 1.23.5",
+            'pip install "scikit-learn<1.8"',
+        ),
+        (
+            {"paddlepaddle": "3.3.1", "paddlepaddle-gpu": "2.6.2"},
+            {},
+            "are both installed",
+            "pip uninstall -y paddlepaddle paddlepaddle-gpu",
+        ),
+        ({"numpy": "1.23.5"}, {}, "PaddlePaddle is not installed", 'pip install "cyclemlp-backbones[cpu]"'),
+        ({"paddlepaddle": "2.4.0"}, {}, "older than 2.6.2", "pip install paddlepaddle==3.3.1"),
+    ],
+)
+def test_a_conflict_is_found_with_its_remedy(tmp_path, packages, modules, problem, remedy):
+    status, out = doctor(tmp_path, packages, {"paddle": "", **modules}, OMP_NUM_THREADS="2")
+    assert status == 1
+    assert problem in out
+    assert remedy in out
+    assert " 0 notes" in out
+
+
+def test_zlib_after_paddle_is_found(tmp_path):
+    status, out = doctor(tmp_path, {"paddlepaddle": "2.6.2"}, {"paddle": PADDLE_WITH_ZLIB_SYMBOLS}, OMP_NUM_THREADS="2")
+    assert "imports paddle before zlib" in out
+    assert "SIGSEGV" in out
+    assert "`import zlib` above `import paddle`" in out
+    assert status == 0  # our own commands import zlib first
+
+
+def test_missing_threads_are_noted(tmp_path):
+    _, out = doctor(tmp_path, {"paddlepaddle": "3.3.1"}, {"paddle": ""}, OMP_NUM_THREADS="")
+    assert "note: OMP_NUM_THREADS is not set" in out
+
+
+def test_a_sound_environment_has_no_finding(tmp_path):
+    packages = {"paddlepaddle": "2.6.2", "numpy": "1.26.4", "opencv-python": "4.5.5.64", "protobuf": "6.33.0"}
+    status, out = doctor(tmp_path, packages, {"paddle": "", "cv2": ""}, OMP_NUM_THREADS="2")
+    assert status == 0
+    assert out.endswith("no conflict found\n")
+
+
+@pytest.mark.parametrize(("version", "found"), [((3, 9, 1), True), ((3, 10, 13), False), ((3, 12, 1), True)])
+def test_python_is_checked(version, found):
+    finding = check_python(version)
+    assert (finding is not None) == found
+    if finding:
+        assert "3.10 and 3.11" in finding.problem
+
+
+def test_the_environment_of_the_tests_is_sound():
+    done = subprocess.run(
+        [sys.executable, "-m", "cyclemlp_backbones", "doctor"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert done.returncode == 0, done.stdout
+    assert "paddlepaddle" in done.stdout
