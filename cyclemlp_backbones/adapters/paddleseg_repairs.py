@@ -7,14 +7,9 @@ CYCLEMLP_PADDLESEG_REPAIRS_OFF holds names of repairs to leave out, separated by
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import inspect
-import logging
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +20,15 @@ from paddleseg.deploy.infer import DeployConfig
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
 from paddleseg.utils import metrics
 
-_LOG = logging.getLogger(__name__)
+from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, apply_needed, fails
+
 SWITCH = "CYCLEMLP_PADDLESEG_REPAIRS_OFF"
-
-
-@dataclass(frozen=True)
-class Repair:
-    """One defect of PaddleSeg: `needed` probes for it, `apply` replaces the function that has it."""
-
-    name: str
-    what: str
-    needed: Callable[[], bool]
-    apply: Callable[[], None]
-
-
-def _fails(probe: Callable[[], object], *errors: type[Exception]) -> bool:
-    try:
-        probe()
-    except errors:
-        return True
-    return False
 
 
 def _cross_entropy_mixes_dtypes() -> bool:
     image, label = paddle.zeros([1, 2, 1, 1]), paddle.zeros([1, 1, 1], dtype="int64")
     losses = (CrossEntropyLoss(), CrossEntropyLoss(weight=[1.0, 1.0]))
-    return any(_fails(functools.partial(loss, image, label), TypeError) for loss in losses)
+    return any(fails(functools.partial(loss, image, label), TypeError) for loss in losses)
 
 
 def _mean_over_valid_pixels(
@@ -104,7 +82,7 @@ def _repair_training_log() -> None:
 
 def _areas_concatenate_scalars() -> bool:
     blank = paddle.zeros([1, 1, 1], dtype="int64")
-    return _fails(lambda: metrics.calculate_area(blank, blank, 2), ValueError)
+    return fails(lambda: metrics.calculate_area(blank, blank, 2), ValueError)
 
 
 def _calculate_area(
@@ -146,26 +124,8 @@ def _repair_deploy() -> None:
     DeployConfig.model = property(existing_program)
 
 
-def _paddle_exports_zlib() -> bool:
-    return hasattr(ctypes.CDLL(paddle.base.libpaddle.__file__), "inflateReset2")
-
-
-def _check_zlib_order() -> None:
-    """The repair itself is the first line of `cyclemlp_backbones`; importing paddle before that is too early."""
-    modules = list(sys.modules)  # in the order of their import
-    if modules.index("paddle") < modules.index("zlib"):
-        _LOG.warning(
-            "Paddle was imported before zlib, and reading a PNG may crash: `import zlib` before `import paddle`"
-        )
-
-
 REPAIRS = (
-    Repair(
-        "zlib_order",
-        "Paddle 2.6 exports zlib's symbols, and a zlib loaded after it crashes or hangs in reading a PNG",
-        _paddle_exports_zlib,
-        _check_zlib_order,
-    ),
+    ZLIB_ORDER,
     Repair(
         "cross_entropy_dtype",
         "CrossEntropyLoss multiplies float32 by int64, a TypeError on Paddle 3",
@@ -200,19 +160,5 @@ def apply_repairs() -> dict[str, str]:
 
     Raises ValueError if CYCLEMLP_PADDLESEG_REPAIRS_OFF names a repair that does not exist.
     """
-    names = [repair.name for repair in REPAIRS]
-    off = [name for name in os.environ.get(SWITCH, "").replace(" ", "").split(",") if name]
-    for name in off:
-        if name not in names:
-            raise ValueError(f"{SWITCH} names {name!r}; the repairs are {', '.join(names)}")
-    for repair in REPAIRS:
-        if repair.name in _status:
-            continue
-        if repair.name in off:
-            _status[repair.name] = "switched off"
-        elif repair.needed():
-            repair.apply()
-            _status[repair.name] = "applied"
-        else:
-            _status[repair.name] = "not needed"
+    apply_needed(REPAIRS, SWITCH, _status)
     return dict(_status)
