@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-CONFIG_FOLDERS = ("seg_configs",)
+CONFIG_FOLDERS = ("seg_configs", "det_configs")
 
 setup(
     packages=[

@@ -1,0 +1,239 @@
+"""Repairs of PaddleDetection releases, each applied only where the installed one fails.
+
+PaddleDetection 2.6.0 is the newest release on PyPI and predates Paddle 2.6 and 3. Each repair probes for the behaviour
+or the code that it mends, so that a release without the defect is left alone. For debugging, the environment variable
+CYCLEMLP_PADDLEDET_REPAIRS_OFF holds names of repairs to leave out, separated by commas.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import paddle
+import ppdet.modeling.architectures.faster_rcnn
+import ppdet.modeling.heads.cascade_head
+import ppdet.modeling.post_process
+import ppdet.modeling.proposal_generator.rpn_head
+import ppdet.modeling.proposal_generator.target  # noqa: F401  the modules are looked up by name
+from paddle import Tensor
+from PIL import ImageDraw
+from ppdet.engine.trainer import Trainer
+from ppdet.modeling import ops
+from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess, paste_mask
+from ppdet.modeling.proposal_generator.rpn_head import RPNHead
+
+from cyclemlp_backbones.adapters import paddledet_static
+from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, apply_needed, fails
+
+SWITCH = "CYCLEMLP_PADDLEDET_REPAIRS_OFF"
+
+_CONCATENATING = (
+    "ppdet.modeling.proposal_generator.rpn_head",
+    "ppdet.modeling.proposal_generator.target",
+    "ppdet.modeling.heads.cascade_head",
+    "ppdet.modeling.architectures.faster_rcnn",
+    "ppdet.modeling.post_process",
+)
+
+
+def _scalars_do_not_concatenate() -> bool:
+    counts = [paddle.shape(paddle.zeros([2]))[0]] * 2
+    return fails(lambda: paddle.concat(counts), ValueError)
+
+
+@paddle.jit.not_to_static
+def _concat(x: Sequence[Tensor] | Tensor, axis: int = 0, name: str | None = None) -> Tensor:
+    """`paddle.concat` that takes scalars of a list as tensors of shape [1].
+
+    In a static graph `x` may be an array of tensors, which has no length and is handed on.
+    """
+    if isinstance(x, (list, tuple)):
+        x = [item.reshape([1]) if len(item.shape) == 0 else item for item in x]
+    return paddle.concat(x, axis=axis, name=name)
+
+
+class _PaddleThatConcatenatesScalars(types.ModuleType):
+    """What the name `paddle` means in a module of PaddleDetection."""
+
+    concat = staticmethod(_concat)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(paddle, name)
+
+
+def _repair_concat() -> None:
+    stand_in = _PaddleThatConcatenatesScalars("paddle")
+    for name in _CONCATENATING:
+        sys.modules[name].paddle = stand_in  # type: ignore[attr-defined]
+
+
+def _pillow_has_no_textsize() -> bool:
+    return not hasattr(ImageDraw.ImageDraw, "textsize")
+
+
+def _text_size(self: ImageDraw.ImageDraw, text: str) -> tuple[int, int]:
+    """Width and height of `text` in pixels, from its origin."""
+    _, _, right, bottom = self.textbbox((0, 0), text)
+    return round(right), round(bottom)
+
+
+def _repair_text_size() -> None:
+    ImageDraw.ImageDraw.textsize = _text_size
+
+
+def _static_layers_have_no_program() -> bool:
+    layer = paddle.jit.to_static(paddle.nn.Identity(), input_spec=[paddle.static.InputSpec([1], name="x")])
+    return fails(lambda: layer.forward.main_program, RuntimeError)
+
+
+def _repair_static_programs() -> None:
+    export = Trainer.export
+
+    @functools.wraps(export)
+    def with_whole_graphs(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        before = os.environ.get("ENABLE_FALL_BACK")
+        os.environ["ENABLE_FALL_BACK"] = "False"  # no falling back to Python: one graph with a program
+        try:
+            return export(self, *args, **kwargs)
+        finally:
+            if before is None:
+                del os.environ["ENABLE_FALL_BACK"]
+            else:
+                os.environ["ENABLE_FALL_BACK"] = before
+
+    Trainer.export = with_whole_graphs
+
+
+def _programs_are_pir() -> bool:
+    return hasattr(paddle.framework, "use_pir_api") and paddle.framework.use_pir_api()
+
+
+def _repair_nms() -> None:
+    original = ops.multiclass_nms
+
+    @paddle.jit.not_to_static
+    @functools.wraps(original)
+    def multiclass_nms(
+        bboxes: Tensor,
+        scores: Tensor,
+        score_threshold: float,
+        nms_top_k: int,
+        keep_top_k: int,
+        nms_threshold: float = 0.3,
+        normalized: bool = True,
+        nms_eta: float = 1.0,
+        background_label: int = -1,
+        return_index: bool = False,
+        return_rois_num: bool = True,
+        rois_num: Tensor | None = None,
+        name: str | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        output, index, counts = paddle._C_ops.multiclass_nms3(
+            bboxes,
+            scores,
+            rois_num,
+            score_threshold,
+            nms_top_k,
+            keep_top_k,
+            nms_threshold,
+            normalized,
+            nms_eta,
+            background_label,
+        )
+        return output, counts if return_rois_num else None, index if return_index else None
+
+    ops.multiclass_nms = multiclass_nms
+
+
+def _proposals_count_by_slicing() -> bool:
+    return "paddle.slice(paddle.shape(im_shape)" in inspect.getsource(RPNHead._gen_proposal)
+
+
+def _repair_proposals() -> None:
+    original = RPNHead._gen_proposal
+
+    def gen_proposal(self: Any, scores: Any, bbox_deltas: Any, anchors: Any, inputs: Any) -> Any:
+        if self.export_onnx:
+            return original(self, scores, bbox_deltas, anchors, inputs)
+        return paddledet_static.gen_proposal(self, scores, bbox_deltas, anchors, inputs)
+
+    RPNHead._gen_proposal = gen_proposal
+
+
+def _predictions_index_counts() -> bool:
+    return "bbox_num_i = bbox_num[i]\n" in inspect.getsource(BBoxPostProcess.get_pred)
+
+
+def _repair_predictions() -> None:
+    original_get_pred, original_paste = BBoxPostProcess.get_pred, MaskPostProcess.__call__
+
+    def get_pred(self: Any, bboxes: Any, bbox_num: Any, im_shape: Any, scale_factor: Any) -> Any:
+        if self.export_eb or self.export_onnx:
+            return original_get_pred(self, bboxes, bbox_num, im_shape, scale_factor)
+        return paddledet_static.get_pred(self, bboxes, bbox_num, im_shape, scale_factor)
+
+    def paste(self: Any, mask_out: Any, bboxes: Any, bbox_num: Any, origin_shape: Any) -> Any:
+        if self.export_onnx or self.assign_on_cpu:
+            return original_paste(self, mask_out, bboxes, bbox_num, origin_shape)
+        return paddledet_static.paste_masks(self, mask_out, bboxes, bbox_num, origin_shape, paste_mask)
+
+    BBoxPostProcess.get_pred = get_pred
+    MaskPostProcess.__call__ = paste
+
+
+REPAIRS = (
+    ZLIB_ORDER,
+    Repair(
+        "concat_scalars",
+        "R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6",
+        _scalars_do_not_concatenate,
+        _repair_concat,
+    ),
+    Repair(
+        "text_size",
+        "drawing a label asks for ImageDraw.textsize, which Pillow 10 removed, an AttributeError",
+        _pillow_has_no_textsize,
+        _repair_text_size,
+    ),
+    Repair(
+        "static_programs",
+        "export asks for the program of a static layer, which Paddle 3 has only for whole graphs, a RuntimeError",
+        _static_layers_have_no_program,
+        _repair_static_programs,
+    ),
+    Repair(
+        "static_nms",
+        "multiclass_nms builds an operator of Paddle 2's static graphs, a TypeError in Paddle 3's",
+        _programs_are_pir,
+        _repair_nms,
+    ),
+    Repair(
+        "static_proposals",
+        "RPNHead._gen_proposal does not translate to a static graph, a ValueError on export",
+        _proposals_count_by_slicing,
+        _repair_proposals,
+    ),
+    Repair(
+        "static_predictions",
+        "BBoxPostProcess and MaskPostProcess do not translate to a static graph, and mix up the images of a batch",
+        _predictions_index_counts,
+        _repair_predictions,
+    ),
+)
+
+_status: dict[str, str] = {}
+
+
+def apply_repairs() -> dict[str, str]:
+    """Applies what the installed PaddleDetection needs, once; says per repair "applied", "not needed", "switched off".
+
+    Raises ValueError if CYCLEMLP_PADDLEDET_REPAIRS_OFF names a repair that does not exist.
+    """
+    apply_needed(REPAIRS, SWITCH, _status)
+    return dict(_status)

@@ -1,0 +1,111 @@
+"""Parts of PaddleDetection's R-CNNs, written so that they also run as a static graph with an open batch size.
+
+They replace methods of PaddleDetection's classes (see `paddledet_repairs`). Paddle's translation to a static graph
+reads the source in this file. Predictions are handled without a loop over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import paddle
+from paddle import Tensor
+
+
+def gen_proposal(
+    self: Any, scores: list[Tensor], bbox_deltas: list[Tensor], anchors: list[Tensor], inputs: Mapping[str, Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """`RPNHead._gen_proposal`: per image, the best proposals of all levels.
+
+    Returns boxes [R_i, 4] of each image and their numbers, int32 [N].
+    """
+    generate = self.train_proposal if self.training else self.test_proposal
+    im_shape = inputs["im_shape"]
+    rois = []
+    counts = []
+    for i in range(im_shape.shape[0]):
+        level_boxes = []
+        level_scores = []
+        for score, delta, anchor in zip(scores, bbox_deltas, anchors):
+            boxes, box_scores, _, most = generate(
+                scores=score[i : i + 1], bbox_deltas=delta[i : i + 1], anchors=anchor, im_shape=im_shape[i : i + 1]
+            )
+            level_boxes.append(boxes)
+            level_scores.append(box_scores)
+        image_rois = paddle.concat(level_boxes)
+        image_scores = paddle.concat(level_scores).flatten()
+        if paddle.shape(image_scores)[0] > most:
+            _, best = paddle.topk(image_scores, most)
+            image_rois = paddle.gather(image_rois, best)
+        rois.append(image_rois)
+        counts.append(paddle.shape(image_rois)[0:1].astype("int32"))
+    return rois, paddle.concat(counts)
+
+
+def get_pred(
+    self: Any, bboxes: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`BBoxPostProcess.get_pred`: boxes in the original images' pixels, clipped to them.
+
+    `bboxes` [R, 6] (label, score, x1, y1, x2, y2) of all images in a row, `bbox_num` [N] how many each has, `im_shape`
+    [N, 2] (height, width) of the resized images, `scale_factor` [N, 2] (y, x). An image without a box gets one with
+    score 0. Returns the boxes before rescaling and after it, both [R', 6], and their numbers [N]; the label of a box
+    that clipping leaves empty is -1.
+    """
+    counts = bbox_num.astype("int64")
+    filled = paddle.maximum(counts, paddle.ones_like(counts))
+    images = paddle.arange(0, paddle.shape(counts)[0], dtype="int64")
+    image_of_box = paddle.repeat_interleave(images, filled)
+    position = paddle.arange(0, paddle.shape(image_of_box)[0], dtype="int64")
+    position = position - paddle.gather(paddle.cumsum(filled) - filled, image_of_box)
+    source = paddle.gather(paddle.cumsum(counts) - counts, image_of_box) + position
+    stand_in = paddle.to_tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]], dtype="float32").astype(bboxes.dtype)
+    number_of_boxes = paddle.shape(bboxes)[0].astype("int64")
+    source = paddle.where(paddle.gather(counts, image_of_box) == 0, paddle.zeros_like(source) + number_of_boxes, source)
+    bboxes = paddle.gather(paddle.concat([bboxes, stand_in]), source)
+
+    original = paddle.floor(im_shape / scale_factor + 0.5)
+    limits = paddle.gather(original, image_of_box)
+    self.origin_shape_list = limits  # what get_origin_shape gives: height and width for every box
+    scales = paddle.gather(scale_factor, image_of_box)
+    low = paddle.zeros_like(limits[:, 0:1])
+    corners = []
+    for column, axis in ((2, 1), (3, 0), (4, 1), (5, 0)):  # x1, y1, x2, y2; heights and y scales come first
+        pixels = bboxes[:, column : column + 1] / scales[:, axis : axis + 1]
+        corners.append(paddle.maximum(paddle.minimum(pixels, limits[:, axis : axis + 1]), low))
+    visible = paddle.logical_and(corners[2] > corners[0], corners[3] > corners[1])
+    label = bboxes[:, 0:1]
+    label = paddle.where(visible, label, paddle.ones_like(label) * -1)
+    return bboxes, paddle.concat([label, bboxes[:, 1:2], *corners], axis=1), filled.astype(bbox_num.dtype)
+
+
+def paste_masks(
+    self: Any,
+    mask_out: Tensor,
+    bboxes: Tensor,
+    bbox_num: Tensor,
+    origin_shape: Tensor,
+    paste: Callable[..., Tensor],
+) -> Tensor:
+    """`MaskPostProcess.__call__`: the masks of the boxes in the original images' pixels, int32 [R, H, W] of 0 and 1.
+
+    `mask_out` [M, 28, 28] are probabilities for the boxes of `bboxes` [R, 6] with a score above 0, in their order;
+    the others, which stand in for images without a box, get empty masks. `origin_shape` [R, 2] is the height and width
+    of each box's image; H and W are the largest, and what lies outside a smaller image is -1. `paste` is
+    PaddleDetection's `paste_mask`.
+    """
+    detected = bboxes[:, 1] > 0
+    row = paddle.cumsum(detected.astype("int64")) - 1
+    masks = paddle.gather(mask_out, paddle.maximum(row, paddle.zeros_like(row)))
+    origin_shape = paddle.cast(origin_shape, "int32")
+    height, width = paddle.max(origin_shape[:, 0]), paddle.max(origin_shape[:, 1])
+    pasted = paste(masks.unsqueeze(1), bboxes[:, 2:6], height, width, False)
+    covered = paddle.logical_and(pasted >= self.binary_thresh, detected.reshape([-1, 1, 1]))
+    rows = paddle.arange(0, height, dtype="int32").reshape([1, -1, 1])
+    columns = paddle.arange(0, width, dtype="int32").reshape([1, 1, -1])
+    inside = paddle.logical_and(
+        rows < origin_shape[:, 0].reshape([-1, 1, 1]), columns < origin_shape[:, 1].reshape([-1, 1, 1])
+    )
+    covered = covered.astype("int32")
+    return paddle.where(inside, covered, -paddle.ones_like(covered))
