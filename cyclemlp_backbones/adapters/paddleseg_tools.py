@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,7 +227,10 @@ def run_export(args: argparse.Namespace) -> None:
     folder = Path(args.save_dir)
     for stale in folder.glob(f"{stem}.*"):
         stale.unlink()  # else an older Paddle's .pdmodel would stand beside this one's .json
-    paddle.jit.save(model, str(folder / stem))
+    with warnings.catch_warnings():
+        # Paddle's own zeros_like asks a graph's tensor for its place, and Paddle warns about that, once per use.
+        warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
+        paddle.jit.save(model, str(folder / stem))
     deploy = {
         "model": _program_file(folder, stem),
         "params": f"{stem}.pdiparams",

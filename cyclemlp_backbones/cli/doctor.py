@@ -111,7 +111,7 @@ def check_paddle(versions: Mapping[str, str]) -> Finding | None:
         return Finding(
             "error",
             "PaddlePaddle is not installed",
-            'pip install "cyclemlp-backbones[cpu]"; for GPUs see PaddlePaddle\'s installation page, whose own index has '
+            'pip install "cyclemlp-backbones[cpu]"; for GPUs see its installation page: its own index has '
             "the current packages",
         )
     if _release(version) < (2, 6, 2):
