@@ -1,0 +1,98 @@
+"""Pictures into arrays: training's random transforms, each a function of a generator, and evaluation's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle.vision.transforms.functional as F
+from paddle.vision.transforms import functional_pil
+from PIL import Image
+
+from classification.config import AugmentConfig, DataConfig
+from classification.policies import parse_policy
+
+_TRIES = 10
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_RATIO = (0.3, 1 / 0.3)
+
+
+def random_resized_crop_box(
+    width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, ...], ratio: tuple[float, ...]
+) -> tuple[int, int, int, int]:
+    """A random box (top, left, height, width): its share of the area from `scale`, its width / height from `ratio`,
+    log-uniform (Szegedy et al., 2015). After ten boxes that do not fit, the central one with the nearest ratio."""
+    for _ in range(_TRIES):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation by factors from max(0, 1 - strength) to 1 + strength, in random order."""
+    operations = (F.adjust_brightness, F.adjust_contrast, functional_pil.adjust_saturation)
+    for position in rng.permutation(len(operations)):
+        image = operations[position](image, rng.uniform(max(0.0, 1 - strength), 1 + strength))
+    return image
+
+
+def random_erasing(array: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """With `probability`, a random box of a normalised image [C, H, W] filled with normal noise per pixel (Zhong et
+    al., 2017, "pixel" mode), in place."""
+    if rng.random() >= probability:
+        return array
+    channels, height, width = array.shape
+    for _ in range(_TRIES):
+        area = height * width * rng.uniform(*_ERASED_AREA)
+        aspect = math.exp(rng.uniform(math.log(_ERASED_RATIO[0]), math.log(_ERASED_RATIO[1])))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h < height and 0 < w < width:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            array[:, top : top + h, left : left + w] = rng.standard_normal((channels, h, w), dtype=np.float32)
+            break
+    return array
+
+
+def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """An RGB picture as float32 [3, H, W]: (value / 255 - mean) / std."""
+    array = np.asarray(image, np.float32) / np.float32(255)
+    array = (array - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(array.transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
+
+
+class TrainTransform:
+    """RandomResizedCrop, flip, a policy or colour jitter, normalisation, RandomErasing: RGB picture -> [3, S, S]."""
+
+    def __init__(self, augment: AugmentConfig, data: DataConfig):
+        self.augment, self.size, self.mean, self.std = augment, data.input_size, data.mean, data.std
+        fill = tuple(min(255, round(255 * value)) for value in data.mean)
+        self.policy = parse_policy(augment.policy, fill=fill, interpolation=augment.interpolation)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        augment = self.augment
+        box = random_resized_crop_box(*image.size, rng, scale=augment.scale, ratio=augment.ratio)
+        image = F.resize(F.crop(image, *box), (self.size, self.size), augment.interpolation)
+        if rng.random() < augment.flip:
+            image = F.hflip(image)
+        if self.policy is not None:
+            image = self.policy(image, rng)
+        if augment.color_jitter > 0:
+            image = color_jitter(image, augment.color_jitter, rng)
+        return random_erasing(normalised(image, self.mean, self.std), augment.erase, rng)
+
+
+class EvalTransform:
+    """The shorter side resized to size / crop_pct, bicubic, and the centre: RGB picture -> [3, S, S]."""
+
+    def __init__(self, data: DataConfig, *, crop_pct: float, interpolation: str = "bicubic"):
+        self.size, self.mean, self.std, self.interpolation = data.input_size, data.mean, data.std, interpolation
+        self.resized = max(self.size, math.floor(self.size / crop_pct))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        image = F.resize(image, self.resized, self.interpolation)
+        return normalised(F.center_crop(image, self.size), self.mean, self.std)

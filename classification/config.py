@@ -1,0 +1,438 @@
+"""The configuration: what every key means, its default (the paper's recipe), and how a YAML file becomes one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from cyclemlp_backbones import VARIANTS
+
+BASE = "_base_"
+
+RESUMABLE = (
+    *(f"run.{key}" for key in ("resume", "output", "log_every", "save_every", "keep", "visualdl", "device")),
+    *(f"data.{key}" for key in ("train_images", "val_images", "val_list", "workers", "eval_batch_size", "crop_pct")),
+    *("run.evaluate_every", "run.skip_nonfinite", "model.pretrained", "model.replace_head"),
+    *("distillation.teacher_weights", "data.max_broken"),
+)
+"""Keys that may differ between a checkpoint and the run that resumes it: they do not change the weights."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """`variant` b0 … b5; `depths`, `embed_dims`, `mlp_ratios`, all three, replace its size.
+
+    `pretrained`: weights to start from, a path, a URL or "published". `replace_head`: leave out the file's head, for
+    another number of classes.
+    """
+
+    variant: str = "b1"
+    num_classes: int = 1000
+    drop_path_rate: float = 0.1
+    use_recompute: bool = False
+    pretrained: str | None = None
+    replace_head: bool = False
+    depths: tuple[int, ...] | None = None
+    embed_dims: tuple[int, ...] | None = None
+    mlp_ratios: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Folders of images and their lists; without a list, one folder per class, in the order of their names, or by
+    `class_map` (`synset index` a line). `crop_pct` None is the variant's. `batch_size` counts images of one process and
+    one forward. `repeats` is repeated augmentation. `max_broken`: share of unreadable images above which the run fails.
+    """
+
+    train_images: str | None = None
+    train_list: str | None = None
+    val_images: str | None = None
+    val_list: str | None = None
+    class_map: str | None = None
+    input_size: int = 224
+    crop_pct: float | None = None
+    batch_size: int = 128
+    eval_batch_size: int | None = None
+    workers: int = 8
+    repeats: int = 3
+    max_broken: float = 0.001
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """`policy`: RandAugment in the field's notation, "original" (AutoAugment's ImageNet policy), or None.
+    `color_jitter`: strength of brightness, contrast and saturation, 0 is off. `erase`: probability of RandomErasing.
+    """
+
+    policy: str | None = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.0
+    flip: float = 0.5
+    scale: tuple[float, ...] = (0.08, 1.0)
+    ratio: tuple[float, ...] = (0.75, 1.3333333333333333)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    erase: float = 0.25
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Beta parameters of mixup and CutMix (0 is off), how often either and which; `cutmix_minmax` replaces `cutmix`."""
+
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    cutmix_minmax: tuple[float, ...] | None = None
+    probability: float = 1.0
+    switch: float = 0.5
+    mode: Literal["batch", "pair", "elem"] = "batch"
+    smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """`loss = (1 - alpha) task + alpha distillation`. `direction` of the soft loss: "forward" is
+    KL(teacher || student). `teacher`: a name of paddle.vision.models, a CycleMLP variant, a PaddleClas architecture, or the path of an exported
+    model.
+    """
+
+    type: Literal["none", "soft", "hard"] = "none"
+    alpha: float = 0.5
+    tau: float = 1.0
+    direction: Literal["forward", "reverse"] = "forward"
+    teacher: str = "RegNetX_4GF"
+    teacher_weights: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. The peak learning rate is `lr * global batch / lr_batch`. `clip_norm` clips the global norm, None is off.
+    `layer_decay` multiplies the rate by itself once per block from the head down, None is off.
+    `accumulate`: forwards per step.
+    """
+
+    lr: float = 5e-4
+    lr_batch: int = 512
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float | None = None
+    layer_decay: float | None = None
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up from `warmup_lr`, then cosine to `min_lr`, both by step."""
+
+    epochs: int = 300
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Moving average of the weights, updated at every optimizer step; `decay` 0 is off."""
+
+    decay: float = 0.99996
+
+
+@dataclass(frozen=True)
+class AmpConfig:
+    """Mixed precision on an accelerator. float16 has a loss scaler; O2 keeps float32 master weights."""
+
+    dtype: Literal["none", "float16", "bfloat16"] = "float16"
+    level: Literal["O1", "O2"] = "O1"
+    initial_scale: float = 65536.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """`save_every`: steps between checkpoints, None saves at the ends of epochs only. `evaluate_every`: epochs.
+    `keep`: checkpoints besides the best. `resume`: None, "auto" (the newest in `output`) or a checkpoint's path.
+    `skip_nonfinite`: steps with a loss that is not finite that may be skipped before the run stops.
+    `distributed`: False refuses to be one of several processes.
+    """
+
+    output: str = "output/classification"
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 50
+    save_every: int | None = None
+    evaluate_every: int = 1
+    keep: int = 3
+    resume: str | None = None
+    skip_nonfinite: int = 0
+    visualdl: bool = False
+    distributed: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Frozen, checked, and the same whether it came from a file or from flags."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    amp: AmpConfig = field(default_factory=AmpConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def peak_lr(self, global_batch: int) -> float:
+        """The learning rate after warm-up."""
+        return self.optimizer.lr * global_batch / self.optimizer.lr_batch
+
+    @property
+    def crop_pct(self) -> float:
+        """Share of the shorter side that evaluation crops."""
+        if self.data.crop_pct is not None:
+            return self.data.crop_pct
+        return VARIANTS[self.model.variant].crop_pct
+
+
+def load_config(path: str | None = None, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
+    """The configuration of a YAML file (None: the defaults) with `overrides`, pairs of "section.key" and value.
+
+    A file's `_base_` names another file, relative to it, that it changes. Unknown keys, wrong types and values that
+    make no sense are a ValueError that names the key.
+    """
+    tree = _read(Path(path)) if path else {}
+    for key, value in overrides:
+        section, _, name = key.partition(".")
+        if not name:
+            raise ValueError(f"unknown key {key!r}: a setting is written section.key=value, e.g. schedule.epochs=100")
+        branch = tree.setdefault(section, {})
+        if not isinstance(branch, dict):
+            raise ValueError(f"{section} is {branch!r} in {path}; it takes a mapping of keys")
+        branch[name] = value
+    return config_from_dict(tree)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`section.key=value`, the value as YAML reads it -> (key, value)."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} is no setting; write section.key=value, e.g. schedule.epochs=100")
+    return key.strip(), yaml.safe_load(value)
+
+
+def config_from_dict(tree: Mapping[str, Any]) -> Config:
+    """The configuration of nested mappings, as `asdict` gives them and YAML files hold them."""
+    return _build(Config, tree, "")
+
+
+def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """ "section.key" -> value of every setting, tuples as lists."""
+    tree = asdict(config) if isinstance(config, Config) else config
+    return {
+        f"{section}.{key}": list(value) if isinstance(value, tuple) else value
+        for section, keys in tree.items()
+        for key, value in keys.items()
+    }
+
+
+def differing_keys(saved: Mapping[str, Any], config: Config) -> list[str]:
+    """One line for each setting in which a checkpoint's configuration differs so that resuming would not be exact."""
+    old, new = flatten(saved), flatten(config)
+    return [
+        f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in RESUMABLE
+    ]
+
+
+def dump_yaml(config: Config) -> str:
+    """The whole configuration as a YAML file that `load_config` reads back."""
+    tree = {
+        section: {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()}
+        for section, keys in asdict(config).items()
+    }
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise ValueError(f"{path}: its {BASE} leads back to itself")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}; a configuration is a mapping of sections")
+    base = tree.pop(BASE, None)
+    if base is None:
+        return tree
+    return _merge(_read(path.parent / str(base), (*seen, path)), tree)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+_T = TypeVar("_T")
+
+
+def _build(cls: type[_T], tree: Any, where: str) -> _T:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where or 'the configuration'} is {tree!r}; it takes a mapping of keys")
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in tree.items():
+        full = f"{where}.{key}" if where else str(key)
+        if key not in names:
+            raise ValueError(f"unknown key {full!r}; {_nearest(str(key), names, where)}")
+        hint = hints[str(key)]
+        values[str(key)] = _build(hint, value, full) if is_dataclass(hint) else _convert(value, hint, full)
+    return cls(**values)
+
+
+def _nearest(key: str, names: list[str], where: str) -> str:
+    close = difflib.get_close_matches(key, names, 1, cutoff=0.5)
+    if not where:
+        section = next(
+            (item.name for item in fields(Config) if key in typing.get_type_hints(item.default_factory)), None
+        )  # type: ignore[arg-type]
+        close = close or ([f"{section}.{key}"] if section else [])
+    prefix = f"{where}." if where else ""
+    if close:
+        return f"did you mean {prefix}{close[0]!r}?" if not where else f"did you mean {prefix + close[0]!r}?"
+    return f"the keys {f'of {where} ' if where else ''}are {', '.join(names)}"
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the type `hint`; ValueError that names `key` if it is none."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(value, next(argument for argument in arguments if argument is not type(None)), key)
+    if origin is Literal:
+        if value is None and "none" in arguments:
+            value = "none"
+        if value not in arguments:
+            raise ValueError(f"{key} is {value!r}; choose from {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{key} is {value!r}; it takes a list of numbers")
+        return tuple(_convert(entry, arguments[0], key) for entry in value)
+    if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.I):
+        value = float(value)  # YAML takes 1e-8, without a point, for a string
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+        raise ValueError(f"{key} is {value!r}; it takes {names[hint]}")
+    return value
+
+
+def _check(config: Config) -> None:
+    model, data, mix = config.model, config.data, config.mix
+    if model.variant not in VARIANTS:
+        raise ValueError(f"model.variant is {model.variant!r}; choose from {', '.join(VARIANTS)}")
+    sizes = [model.depths, model.embed_dims, model.mlp_ratios]
+    if any(size is None for size in sizes) and any(size is not None for size in sizes):
+        raise ValueError("model.depths, model.embed_dims and model.mlp_ratios go together: give all three or none")
+    _range("model.num_classes", model.num_classes, 2)
+    _range("data.input_size", data.input_size, 32)
+    for key, value, least in (
+        ("data.batch_size", data.batch_size, 1),
+        ("data.workers", data.workers, 0),
+        ("data.repeats", data.repeats, 1),
+        ("optimizer.lr_batch", config.optimizer.lr_batch, 1),
+        ("optimizer.accumulate", config.optimizer.accumulate, 1),
+        ("schedule.epochs", config.schedule.epochs, 1),
+        ("run.keep", config.run.keep, 1),
+        ("run.log_every", config.run.log_every, 1),
+        ("run.evaluate_every", config.run.evaluate_every, 1),
+        ("run.skip_nonfinite", config.run.skip_nonfinite, 0),
+        ("run.seed", config.run.seed, 0),
+    ):
+        _range(key, value, least)
+    for key, optional in (("data.eval_batch_size", data.eval_batch_size), ("run.save_every", config.run.save_every)):
+        if optional is not None:
+            _range(key, optional, 1)
+    for key, share in (
+        ("data.max_broken", data.max_broken),
+        ("augment.flip", config.augment.flip),
+        ("augment.erase", config.augment.erase),
+        ("mix.probability", mix.probability),
+        ("mix.switch", mix.switch),
+        ("distillation.alpha", config.distillation.alpha),
+    ):
+        _range(key, share, 0, 1)
+    for key, number in (
+        ("mix.mixup", mix.mixup),
+        ("mix.cutmix", mix.cutmix),
+        ("augment.color_jitter", config.augment.color_jitter),
+        ("optimizer.lr", config.optimizer.lr),
+        ("optimizer.weight_decay", config.optimizer.weight_decay),
+        ("schedule.warmup_epochs", config.schedule.warmup_epochs),
+        ("schedule.warmup_lr", config.schedule.warmup_lr),
+        ("schedule.min_lr", config.schedule.min_lr),
+    ):
+        _range(key, number, 0)
+    for key, below_one in (
+        ("mix.smoothing", mix.smoothing),
+        ("ema.decay", config.ema.decay),
+        ("model.drop_path_rate", model.drop_path_rate),
+    ):
+        _range(key, below_one, 0, 1)
+        if below_one == 1:
+            raise ValueError(f"{key} is 1; it takes a number from 0 up to, but not including, 1")
+    for key, positive in (
+        ("distillation.tau", config.distillation.tau),
+        ("optimizer.clip_norm", config.optimizer.clip_norm),
+        ("optimizer.layer_decay", config.optimizer.layer_decay),
+        ("data.crop_pct", data.crop_pct),
+    ):
+        if positive is not None and positive <= 0:
+            raise ValueError(f"{key} is {positive!r}; it takes a positive number")
+    _range("data.crop_pct", config.crop_pct, 0, 1)
+    for key, pair, length in (
+        ("augment.scale", config.augment.scale, 2),
+        ("augment.ratio", config.augment.ratio, 2),
+        ("mix.cutmix_minmax", mix.cutmix_minmax, 2),
+        ("data.mean", data.mean, 3),
+        ("data.std", data.std, 3),
+    ):
+        if pair is not None and len(pair) != length:
+            raise ValueError(f"{key} is {list(pair)!r}; it takes {length} numbers")
+    schedule = config.schedule
+    if schedule.warmup_epochs >= schedule.epochs:
+        raise ValueError(
+            f"schedule.warmup_epochs is {schedule.warmup_epochs:g} of {schedule.epochs} schedule.epochs: "
+            "no epoch is left after the warm-up; lower it, to 0 for none"
+        )
+    if config.distillation.type != "none" and not config.distillation.teacher:
+        raise ValueError("distillation.teacher is empty; name the teacher, or set distillation.type to none")
+
+
+def _range(key: str, value: float, least: float, most: float | None = None) -> None:
+    if value < least or (most is not None and value > most):
+        raise ValueError(
+            f"{key} is {value!r}; it takes a value "
+            + (f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}")
+        )

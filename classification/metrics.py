@@ -1,0 +1,68 @@
+"""Top-1, top-5 and the loss over a list of images, exact for any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from classification.distributed import World
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in percent and the mean cross entropy over `images`, the readable ones; `broken` are left out.
+    With fewer than five classes top-5 counts the label among all of them."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    broken: tuple[int, ...] = ()
+
+    def as_dict(self) -> dict[str, float]:
+        numbers = asdict(self)
+        return {**numbers, "broken": len(self.broken)}
+
+
+def correct_counts(logits: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many of the labels [N] are first, and among the first five, of the logits [N, K]."""
+    ranked = paddle.topk(logits, k=min(5, logits.shape[1]), axis=1)[1]
+    hits = (ranked == labels.unsqueeze(1)).astype("int64")
+    return int(hits[:, 0].sum()), int(hits.sum())
+
+
+@paddle.no_grad()
+def evaluate(
+    model: nn.Layer,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
+    world: World,
+    *,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Evaluation:
+    """Evaluates this process' share and sums up over all. `batches` are (images, labels, indices, broken)."""
+    was_training = model.training
+    model.eval()
+    sums, broken = np.zeros(4), []
+    for images, labels, indices, unreadable in batches:
+        bad = unreadable.numpy().astype(bool)
+        broken += indices.numpy()[bad].tolist()
+        if bad.all():
+            continue
+        with autocast():
+            logits = model(images)
+        kept = paddle.to_tensor(np.flatnonzero(~bad))
+        logits, labels = logits.astype("float32").index_select(kept), labels.index_select(kept)
+        sums[:2] += correct_counts(logits, labels)
+        sums[2:] += float(F.cross_entropy(logits, labels, reduction="sum")), len(kept)
+    if was_training:
+        model.train()
+    top1, top5, loss, images_seen = world.sum(sums)
+    broken = sorted(index for share in world.gather(broken) for index in share)
+    count = max(1, int(images_seen))
+    return Evaluation(100 * top1 / count, 100 * top5 / count, loss / count, int(images_seen), tuple(broken))
