@@ -3,18 +3,25 @@ annotation file (see `coco_checks`), and repairs what the installed release gets
 
 # No `from __future__ import annotations`: PaddleDetection checks a configuration's values against these annotations.
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from paddle import Tensor
+from paddle import Tensor, nn
 
+from cyclemlp_backbones.adapters.coco_checks import check_annotations
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.factory import Pretrained
+from cyclemlp_backbones.layer_decay import apply_layer_decay
 from cyclemlp_backbones.variants import VARIANTS, variant_name
 from cyclemlp_backbones.weights import load_weights, locate_weights
 
 try:
     from ppdet.core.workspace import global_config, register, serializable
+    from ppdet.data.source.coco import COCODataSet
     from ppdet.modeling.shape_spec import ShapeSpec
+    from ppdet.optimizer import optimizer as optimizer_builders
 except ImportError as error:
     missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "ppdet"
     if missing:
@@ -25,6 +32,9 @@ except ImportError as error:
     ) from error
 
 from cyclemlp_backbones.adapters.paddledet_repairs import apply_repairs
+
+LAYER_DECAY = "cyclemlp_layer_decay"
+"""The value of AdamWDL's `set_param_lr_func` that stands for `layer_decay_factor`."""
 
 
 class CycleMLP(CycleNet):
@@ -72,8 +82,51 @@ class CycleMLP(CycleNet):
         return self.forward_features(inputs["image"])
 
 
+@functools.cache
+def _check_annotations_first() -> None:
+    parse = COCODataSet.parse_dataset
+
+    @functools.wraps(parse)
+    def check_and_parse(self: COCODataSet) -> None:
+        check_annotations(
+            os.path.join(self.dataset_dir, self.anno_path), os.path.join(self.dataset_dir, self.image_dir)
+        )
+        parse(self)
+
+    COCODataSet.parse_dataset = check_and_parse
+
+
+@functools.cache
+def _offer_layer_decay() -> None:
+    """Makes AdamWDL take `set_param_lr_func: cyclemlp_layer_decay` with its `layer_decay`."""
+    build = optimizer_builders.build_adamwdl
+
+    @functools.wraps(build)
+    def build_with_layer_decay(
+        model: nn.Layer,
+        lr: Any,
+        *,
+        layer_decay: float = 0.65,
+        set_param_lr_func: str | None = "layerwise_lr_decay",
+        **arguments: Any,
+    ) -> Any:
+        if set_param_lr_func == LAYER_DECAY:
+            optimizer = build(model, lr, layer_decay=1.0, set_param_lr_func=None, **arguments)
+            apply_layer_decay(model, layer_decay)
+            return optimizer
+        if set_param_lr_func is not None and isinstance(getattr(model, "backbone", None), CycleNet):
+            raise ValueError(
+                f"set_param_lr_func is {set_param_lr_func!r}, which does not know CycleMLP's parameters; "
+                f"it takes {LAYER_DECAY} or null"
+            )
+        return build(model, lr, layer_decay=layer_decay, set_param_lr_func=set_param_lr_func, **arguments)
+
+    optimizer_builders.build_adamwdl = build_with_layer_decay
+
+
 def register_paddledet() -> None:
-    """Registers the backbone and applies the repairs. Idempotent; importing this module calls it.
+    """Registers the backbone and the layer-wise decay, and applies the repairs. Idempotent; importing this module calls
+    it.
 
     Raises ValueError if PaddleDetection has another component of that name.
     """
@@ -86,6 +139,8 @@ def register_paddledet() -> None:
             f"{getattr(getattr(registered, 'pymodule', None), '__name__', 'a configuration')}; "
             "remove that one, or do not register ours"
         )
+    _check_annotations_first()
+    _offer_layer_decay()
     apply_repairs()
 
 

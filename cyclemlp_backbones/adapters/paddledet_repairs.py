@@ -12,20 +12,22 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import paddle
 import ppdet.modeling.architectures.faster_rcnn
 import ppdet.modeling.heads.cascade_head
 import ppdet.modeling.post_process
-import ppdet.modeling.proposal_generator.rpn_head
-import ppdet.modeling.proposal_generator.target  # noqa: F401  the modules are looked up by name
+import ppdet.modeling.proposal_generator.rpn_head  # noqa: F401  these modules are looked up by name
+import pycocotools.mask as mask_util
 from paddle import Tensor
 from PIL import ImageDraw
 from ppdet.engine.trainer import Trainer
 from ppdet.modeling import ops
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess, paste_mask
+from ppdet.modeling.proposal_generator import target
 from ppdet.modeling.proposal_generator.rpn_head import RPNHead
 
 from cyclemlp_backbones.adapters import paddledet_static
@@ -71,6 +73,30 @@ def _repair_concat() -> None:
     stand_in = _PaddleThatConcatenatesScalars("paddle")
     for name in _CONCATENATING:
         sys.modules[name].paddle = stand_in  # type: ignore[attr-defined]
+
+
+def _polygons_only() -> bool:
+    code = {"size": [2, 2], "counts": [0, 4]}
+    return fails(lambda: target.rasterize_polygons_within_box(code, np.array([0.0, 0.0, 2.0, 2.0]), 2), ValueError)
+
+
+def _repair_mask_targets() -> None:
+    rasterize_polygons = target.rasterize_polygons_within_box
+
+    def rasterize(segmentation: Any, box: np.ndarray, resolution: int) -> Tensor:
+        """The part of a mask in `box` (x1, y1, x2, y2), read at the centres of `resolution` x `resolution` cells."""
+        if not isinstance(segmentation, Mapping):
+            return rasterize_polygons(segmentation, box, resolution)
+        if isinstance(segmentation["counts"], list):
+            segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+        mask = mask_util.decode(segmentation)
+        centres = (np.arange(resolution) + 0.5) / resolution
+        columns, rows = (box[axis] + centres * (box[axis + 2] - box[axis]) for axis in (0, 1))
+        rows = np.clip(rows.astype(np.int64), 0, mask.shape[0] - 1)
+        columns = np.clip(columns.astype(np.int64), 0, mask.shape[1] - 1)
+        return paddle.to_tensor(mask[np.ix_(rows, columns)], dtype="int32")
+
+    target.rasterize_polygons_within_box = rasterize
 
 
 def _pillow_has_no_textsize() -> bool:
@@ -194,6 +220,12 @@ REPAIRS = (
         "R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6",
         _scalars_do_not_concatenate,
         _repair_concat,
+    ),
+    Repair(
+        "run_length_masks",
+        "Mask R-CNN trains with polygons only; a run-length code, as COCO's format allows, is a ValueError",
+        _polygons_only,
+        _repair_mask_targets,
     ),
     Repair(
         "text_size",

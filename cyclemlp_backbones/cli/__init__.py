@@ -16,6 +16,7 @@ COMMANDS = {
     "configs": "copy the training configurations into a folder",
     "doctor": "check the installed packages for known conflicts",
     "seg": "train, val, predict, export with PaddleSeg",
+    "det": "train, eval, infer, export with PaddleDetection",
 }
 
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import pickle
 import re
-import runpy
-import sys
-import traceback
-from collections.abc import Sequence
 from pathlib import Path
 
-_LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
+from cyclemlp_backbones.cli.toolkit import Toolkit, boolean, is_complete, run_toolkit
+
 _DEVICES = ("cpu", "gpu", "xpu", "npu", "mlu")
 
 _USAGE = """usage: cyclemlp seg train|val|predict|export --config FILE …   with the installed PaddleSeg
@@ -23,14 +18,6 @@ _USAGE = """usage: cyclemlp seg train|val|predict|export --config FILE …   wit
 On several devices:
        python -m paddle.distributed.launch --devices 0,1 "$(cyclemlp seg --launcher)" seg train --config FILE …
 On a CPU: `--nproc_per_node 2 --backend gloo` instead of `--devices 0,1`."""
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r}; it takes true or false")
 
 
 def _parser(action: str, summary: str) -> argparse.ArgumentParser:
@@ -113,7 +100,7 @@ def _val_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--auc_roc",
         nargs="?",
-        type=_boolean,
+        type=boolean,
         const=True,
         default=False,
         metavar="BOOL",
@@ -160,71 +147,26 @@ def _export_parser() -> argparse.ArgumentParser:
 _PARSERS = {"train": _train_parser, "val": _val_parser, "predict": _predict_parser, "export": _export_parser}
 
 
-def _run_script(script: Path, arguments: Sequence[str]) -> int:
-    """Runs a checkout's script with our components registered in the checkout's own paddleseg."""
-    if not script.is_file():
-        raise FileNotFoundError(
-            f"no script {script}; `cyclemlp seg` takes {', '.join(_PARSERS)} or a script of a PaddleSeg checkout"
-        )
-    script = script.resolve()
-    owners = [parent for parent in script.parents if (parent / "paddleseg" / "__init__.py").is_file()]
-    root = owners[0] if owners else script.parent.parent
-    sys.path[:0] = [str(root), str(script.parent)]
-    sys.argv = [str(script), *arguments]
-    try:
-        from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
-
-        register_paddleseg()
-        runpy.run_path(str(script), run_name="__main__")
-    except Exception:
-        traceback.print_exc()  # the script is not ours to explain
-        return 1
-    return 0
-
-
-def _interrupted(save_dir: Path) -> str:
+def _interrupted(args: argparse.Namespace) -> str:
+    save_dir = Path(args.save_dir)
     folders = [folder for folder in save_dir.glob("iter_*") if re.fullmatch(r"iter_\d+", folder.name)]
     for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("iter_")), reverse=True):
-        if _is_complete(folder / "model.pdopt"):  # written last
+        if is_complete(folder / "model.pdopt"):  # written last
             return f"interrupted; go on with --resume_model {folder}"
     return f"interrupted before the first checkpoint in {save_dir}"
 
 
-def _is_complete(pickled: Path) -> bool:
-    """A pickle ends with its opcode STOP; an interrupted save leaves none, or no file."""
-    return pickled.is_file() and pickled.read_bytes()[-1:] == pickle.STOP
+_PADDLESEG = Toolkit(
+    name="PaddleSeg",
+    package="paddleseg",
+    command="seg",
+    adapter="cyclemlp_backbones.adapters.paddleseg",
+    tools="cyclemlp_backbones.adapters.paddleseg_tools",
+    usage=_USAGE,
+    parsers=_PARSERS,
+    interrupted=_interrupted,
+)
 
 
 def main(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_USAGE)
-        return 0 if argv else 2
-    if argv[0] == "--launcher":
-        print(_LAUNCHER)
-        return 0
-    action, *rest = argv
-    if action.endswith(".py"):
-        return _run_script(Path(action), rest)
-    if action not in _PARSERS:
-        near = difflib.get_close_matches(action, _PARSERS, n=1)
-        print(
-            f"cyclemlp seg: unknown action {action!r}{f'; did you mean {near[0]}?' if near else ''}\n\n{_USAGE}",
-            file=sys.stderr,
-        )
-        return 2
-    args = _PARSERS[action]().parse_args(rest)
-
-    # After the flags, since it takes seconds; the adapter first, since it explains a PaddleSeg that does not import.
-    from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
-
-    register_paddleseg()
-    from cyclemlp_backbones.adapters import paddleseg_tools
-
-    try:
-        getattr(paddleseg_tools, f"run_{action}")(args)
-    except KeyboardInterrupt:
-        if action != "train":
-            raise
-        print(_interrupted(Path(args.save_dir)), file=sys.stderr)
-        return 130
-    return 0
+    return run_toolkit(_PADDLESEG, argv)

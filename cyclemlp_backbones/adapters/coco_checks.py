@@ -1,0 +1,126 @@
+"""What an annotation file in COCO's format has to hold, checked before training or evaluation begins."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_LOG = logging.getLogger(__name__)
+_SLACK = 1.0  # pixels that a box may reach outside its image without a word: rounding
+
+
+def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike) -> None:
+    """Reads the annotation file `path`, whose images lie in `image_dir`.
+
+    ValueError (FileNotFoundError for a missing file) that names the file and the entry: no valid JSON, no categories or
+    images, none of the images there, an annotation of an unknown category, a box that is no box or wholly outside its
+    image, a run-length code of another size than its image. Counted in one warning each, as training can do without or
+    with them: images that are missing, boxes without an area, boxes that reach outside their image.
+    """
+    document = _read(Path(path))
+    images, annotations = document["images"], document.get("annotations", [])
+    categories = {category["id"] for category in document["categories"]}
+    _check_images(path, images, Path(image_dir))
+    sizes = {image["id"]: (float(image["height"]), float(image["width"])) for image in images}
+    empty, reaching = [], []
+    for annotation in annotations:
+        number, size = annotation.get("id"), sizes.get(annotation.get("image_id"))
+        if annotation.get("category_id") not in categories:
+            raise ValueError(
+                f"{path}: annotation {number} is of category {annotation.get('category_id')!r}, "
+                f"which is not among the file's {len(categories)} categories"
+            )
+        if size is None:
+            raise ValueError(
+                f"{path}: annotation {number} is of image {annotation.get('image_id')!r}, which the file does not list"
+            )
+        if "bbox" in annotation:
+            kind = _box_kind(path, number, annotation["bbox"], size)
+            if kind == "empty":
+                empty.append(number)
+            elif kind == "reaching":
+                reaching.append(number)
+        if isinstance(annotation.get("segmentation"), Mapping):
+            _check_run_lengths(path, number, annotation["segmentation"], size)
+    for numbers, what in (
+        (empty, "without an area, which are left out"),
+        (reaching, "that reach outside their image, which are used as they are"),
+    ):
+        if numbers:
+            _LOG.warning(
+                "%s: %d of %d boxes %s; the first is annotation %s",
+                path,
+                len(numbers),
+                len(annotations),
+                what,
+                numbers[0],
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no annotation file {path}; put the data there, or set the dataset's dataset_dir and anno_path"
+        )
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    for name in ("images", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(name), list):
+            raise ValueError(f"{path} has no list of {name}; it takes COCO's format of instances")
+        if not document[name]:
+            raise ValueError(f"{path}: its list of {name} is empty")
+    return document
+
+
+def _check_images(path: str | os.PathLike, images: Sequence[Mapping[str, Any]], image_dir: Path) -> None:
+    missing = [image["file_name"] for image in images if not (image_dir / image["file_name"]).is_file()]
+    if len(missing) == len(images):
+        raise FileNotFoundError(
+            f"{path}: none of its {len(images)} images is in {image_dir}, for example {missing[0]}; "
+            "check dataset_dir and image_dir of the configuration's dataset"
+        )
+    if missing:
+        _LOG.warning(
+            "%s: %d of %d images are missing and left out; the first is %s",
+            path,
+            len(missing),
+            len(images),
+            image_dir / missing[0],
+        )
+
+
+def _box_kind(path: str | os.PathLike, number: object, box: Any, size: tuple[float, float]) -> str:
+    """ "inside", "reaching" outside the image, or "empty"; a box wholly outside, or none at all, is an error."""
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+        raise ValueError(f"{path}: the box of annotation {number} is {box!r}; it takes [x, y, width, height]")
+    x, y, box_width, box_height = box
+    if box_width <= 0 or box_height <= 0:
+        return "empty"
+    height, width = size
+    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+        raise ValueError(
+            f"{path}: the box {list(box)} of annotation {number} is outside its image, "
+            f"which is {width:g} wide and {height:g} high"
+        )
+    inside = x >= -_SLACK and y >= -_SLACK and x + box_width <= width + _SLACK and y + box_height <= height + _SLACK
+    return "inside" if inside else "reaching"
+
+
+def _check_run_lengths(path: str | os.PathLike, number: object, code: Mapping[str, Any], size: Sequence[float]) -> None:
+    if [float(length) for length in code.get("size", ())] != list(size):
+        raise ValueError(
+            f"{path}: the run-length code of annotation {number} is of size {code.get('size')}, "
+            f"its image is {[int(length) for length in size]} (height, width)"
+        )
+    counts = code.get("counts")
+    if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+        raise ValueError(
+            f"{path}: the run lengths of annotation {number} add up to {sum(counts)} pixels, "
+            f"its image has {int(size[0] * size[1])}"
+        )

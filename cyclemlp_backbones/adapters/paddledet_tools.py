@@ -1,0 +1,243 @@
+"""Train, evaluate, infer and export with PaddleDetection's library: what its tools/*.py do, for who has only the wheel.
+
+Each function takes the parsed flags of its command (see cli/det.py) and runs to the end. What a caller can mend, a
+configuration, a data set or a weights file, is a ValueError or an OSError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import paddle
+from ppdet.core.workspace import create
+from ppdet.engine import Trainer, init_parallel_env, set_random_seed
+from ppdet.engine.env import init_fleet_env
+from ppdet.metrics.coco_utils import json_eval_results
+from ppdet.slim import build_slim_model
+from ppdet.utils.check import check_version
+
+from cyclemlp_backbones.adapters.model_weights import load_model_weights
+from cyclemlp_backbones.adapters.paddledet import register_paddledet
+from cyclemlp_backbones.adapters.paddledet_config import config_errors, read_config
+from cyclemlp_backbones.cyclenet import CycleNet
+from cyclemlp_backbones.download import is_url
+from cyclemlp_backbones.weights import load_weights
+
+_LOG = logging.getLogger(__name__)
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp")
+_COCO_CLASSES = 80
+
+register_paddledet()
+
+
+def _prepare(args: argparse.Namespace, mode: str, **flags: Any) -> Any:
+    """The configuration, under those of `flags` that are given, on its device."""
+    config = read_config(args.config, args.opt)
+    config.update({name: value for name, value in flags.items() if value not in (None, False)})
+    if config.use_gpu and not paddle.is_compiled_with_cuda():
+        _LOG.warning("use_gpu is true, but this Paddle has no CUDA: running on the CPU")
+        config.use_gpu = False
+    if config.get("norm_type") == "sync_bn" and not config.use_gpu:
+        config["norm_type"] = "bn"
+    if config.get("amp") and not config.use_gpu:
+        _LOG.warning("--amp has no effect on a CPU: mixed precision is for GPUs; running in fp32")
+    for device in ("gpu", "npu", "xpu", "mlu"):
+        if config[f"use_{device}"]:
+            paddle.set_device(device)
+            break
+    else:
+        paddle.set_device("cpu")
+    check_version()
+    if args.slim_config:
+        with config_errors(args.slim_config):
+            config = build_slim_model(config, args.slim_config, mode=mode)
+    return config
+
+
+def _build(args: argparse.Namespace, config: Any, mode: str) -> Trainer:
+    with config_errors(args.config):
+        trainer = Trainer(config, mode=mode)
+    classes = len(getattr(trainer.dataset, "catid2clsid", ()))
+    if classes > config.num_classes:
+        raise ValueError(
+            f"{args.config}: num_classes is {config.num_classes}, but {trainer.dataset.get_anno()} has {classes} "
+            f"categories; set num_classes: {classes}"
+        )
+    return trainer
+
+
+def _weights_file(weights: str | None, key: str) -> str:
+    """`weights`, a URL or a path that exists; the suffix .pdparams may be left out, as PaddleDetection allows."""
+    if not weights:
+        raise ValueError(f"the configuration gives no {key}; -o {key}=output/NAME/model_final.pdparams")
+    if is_url(weights) or weights.startswith("ppdet://"):
+        return weights
+    path = weights if weights.endswith(".pdparams") else f"{weights}.pdparams"
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no weights file {path}; -o {key}=FILE names another")
+    return path
+
+
+def _load_trained(trainer: Trainer, config: Any) -> None:
+    """The weights that training saved, which have to fit: PaddleDetection itself would go on with whatever matches."""
+    if not trainer.is_loaded_weights:
+        load_model_weights(trainer.model, _weights_file(config.get("weights"), "weights"))
+
+
+def _load_for_training(trainer: Trainer, config: Any) -> None:
+    """`pretrain_weights`, if given: the backbone strictly, neck and heads as far as PaddleDetection finds a match."""
+    if not config.get("pretrain_weights"):
+        return
+    path = _weights_file(config.pretrain_weights, "pretrain_weights")
+    backbone = getattr(trainer.model, "backbone", None)
+    if isinstance(backbone, CycleNet):
+        load_weights(backbone, path)
+    trainer.load_weights(path)
+
+
+def _resume(trainer: Trainer, resume: str) -> None:
+    path = _weights_file(resume, "resume").removesuffix(".pdparams")
+    if not os.path.isfile(f"{path}.pdopt"):
+        raise FileNotFoundError(
+            f"--resume {resume}: there is no {path}.pdopt beside it; an interrupted save leaves such a file: "
+            "take an earlier one, or start anew from it with -o pretrain_weights="
+        )
+    load_model_weights(trainer.model, f"{path}.pdparams")  # strict; resume_weights leaves out what does not fit
+    trainer.resume_weights(f"{path}.pdparams")
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Trains; rank 0 writes save_dir/NAME at every snapshot_epoch and the end; --eval adds best_model."""
+    config = _prepare(
+        args,
+        "train",
+        amp=args.amp,
+        fleet=args.fleet,
+        to_static=args.to_static,
+        use_vdl=args.use_vdl,
+        vdl_log_dir=args.vdl_log_dir,
+        use_wandb=args.use_wandb,
+        save_prediction_only=args.save_prediction_only,
+        profiler_options=args.profiler_options,
+        save_proposals=args.save_proposals,
+        proposals_path=args.proposals_path,
+    )
+    if config.get("fleet"):
+        init_fleet_env(config.get("find_unused_parameters", False))
+    else:
+        init_parallel_env()
+    if args.enable_ce:
+        set_random_seed(0)
+    trainer = _build(args, config, "train")
+    if len(trainer.loader) == 0:
+        raise ValueError(
+            f"{args.config}: {len(trainer.dataset)} training images do not fill one batch of "
+            f"{config.TrainReader['batch_size']} per device"
+        )
+    if args.resume:
+        _resume(trainer, args.resume)
+    else:
+        _load_for_training(trainer, config)
+    trainer.train(args.eval)
+
+
+def run_eval(args: argparse.Namespace) -> None:
+    """Evaluates on EvalDataset: COCO's average precisions of boxes, and of masks if there are any."""
+    config = _prepare(
+        args,
+        "eval",
+        amp=args.amp,
+        bias=args.bias,
+        classwise=args.classwise,
+        output_eval=args.output_eval,
+        save_prediction_only=args.save_prediction_only,
+    )
+    if args.json_eval:
+        folder = Path(args.output_eval or ".")
+        if not any((folder / name).is_file() for name in ("proposal.json", "bbox.json", "mask.json")):
+            raise FileNotFoundError(f"--json_eval: {folder} has none of proposal.json, bbox.json, mask.json")
+        json_eval_results(config.metric, json_directory=str(folder), dataset=create("EvalDataset")())
+        return
+    init_parallel_env()
+    trainer = _build(args, config, "eval")
+    _load_trained(trainer, config)
+    if args.slice_infer:
+        trainer.evaluate_slice(**_slices(args))
+    else:
+        trainer.evaluate()
+
+
+def _slices(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("slice_size", "overlap_ratio", "combine_method", "match_threshold", "match_metric")
+    return {name: getattr(args, name) for name in names}
+
+
+def _images(args: argparse.Namespace) -> list[str]:
+    if args.infer_img is not None:
+        if not os.path.isfile(args.infer_img):
+            raise FileNotFoundError(f"no image --infer_img {args.infer_img}")
+        return [args.infer_img]
+    if args.infer_dir is None:
+        raise ValueError("give an image with --infer_img or a folder of images with --infer_dir")
+    folder = Path(args.infer_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder --infer_dir {folder}")
+    images = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+    if not images:
+        raise FileNotFoundError(f"no image ({', '.join(_IMAGES)}) in --infer_dir {folder}")
+    return images
+
+
+def _check_class_names(trainer: Trainer, args: argparse.Namespace, config: Any) -> None:
+    """Without TestDataset's annotation file, PaddleDetection would take COCO's names for any classes."""
+    names = trainer.dataset.get_anno()
+    if (names is None or not os.path.isfile(names)) and config.num_classes != _COCO_CLASSES:
+        raise FileNotFoundError(
+            f"{args.config}: no file {names} with the names of the {config.num_classes} classes; "
+            "TestDataset's dataset_dir and anno_path give it, an annotation file or a text file with a name a line"
+        )
+
+
+def run_infer(args: argparse.Namespace) -> None:
+    """Writes a picture for each image into `output_dir`, with boxes, labels and masks."""
+    images = _images(args)
+    config = _prepare(args, "test", use_vdl=args.use_vdl, vdl_log_dir=args.vdl_log_dir)
+    trainer = _build(args, config, "test")
+    _check_class_names(trainer, args, config)
+    _load_trained(trainer, config)
+    arguments = {
+        "draw_threshold": args.draw_threshold,
+        "output_dir": args.output_dir,
+        "save_results": args.save_results,
+        "visualize": args.visualize,
+    }
+    if args.slice_infer:
+        trainer.slice_predict(images, **_slices(args), **arguments)
+    else:
+        trainer.predict(images, **arguments)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Writes an inference model for paddle.inference and infer_cfg.yml into `output_dir`/NAME."""
+    config = _prepare(args, "test")
+    trainer = _build(args, config, "test")
+    _check_class_names(trainer, args, config)
+    _load_trained(trainer, config)
+    folder = Path(args.output_dir) / config.filename
+    for stale in folder.glob("model.*"):
+        stale.unlink()  # else an older Paddle's .pdmodel would stand beside this one's .json
+    trainer.export(args.output_dir)
+    if args.export_serving_model:
+        from paddle_serving_client.io import inference_model_to_serving
+
+        inference_model_to_serving(
+            dirname=str(folder),
+            serving_server=str(folder / "serving_server"),
+            serving_client=str(folder / "serving_client"),
+            model_filename="model.pdmodel",
+            params_filename="model.pdiparams",
+        )

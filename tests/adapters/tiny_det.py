@@ -1,0 +1,82 @@
+"""Tiny scenes in COCO's format, and PaddleDetection configurations of small detectors on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cyclemlp_backbones.demo import DemoSettings, write_demo_data
+from tests.adapters.tiny_seg import REPOSITORY
+
+NUM_CLASSES = 10
+SIZE = 64
+DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
+NORMALIZE = {"NormalizeImage": {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
+
+
+def write_data(folder: Path, *, train: int = 4, val: int = 2) -> None:
+    write_demo_data(folder, DemoSettings("coco", train=train, val=val, size=SIZE, max_digits=2))
+
+
+def dataset(folder: Path, split: str) -> dict[str, Any]:
+    return {"dataset_dir": str(folder), "image_dir": split, "anno_path": f"annotations/instances_{split}.json"}
+
+
+def reader(flip: bool) -> dict[str, Any]:
+    resize = {"Resize": {"target_size": [SIZE, SIZE], "interp": 1, "keep_ratio": True}}
+    flips = [{"RandomFlip": {"prob": 1.0}}] if flip else []
+    return {"sample_transforms": [{"Decode": {}}, resize, *flips, NORMALIZE, {"Permute": {}}]}
+
+
+def merge(some: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in others.items():
+        if isinstance(value, Mapping) and isinstance(some.get(key), dict):
+            merge(some[key], value)
+        else:
+            some[key] = value
+    return some
+
+
+def write_config(folder: Path, detector: str, **changes: Any) -> Path:
+    """folder/DETECTOR.yml: our configuration's parts for `detector`, narrow, on b0, two epochs on folder's data."""
+    base = REPOSITORY / "det_configs" / "_base_"
+    masks = "mask" in detector
+    parts = ("runtime", "coco_instance" if masks else "coco_detection", "reader", "optimizer_1x")
+    config: dict[str, Any] = {
+        "_BASE_": [str(base / f"{part}.yml") for part in (*parts, f"{detector}_cyclemlp_fpn")],
+        "num_classes": NUM_CLASSES,
+        "use_gpu": False,
+        "save_dir": str(folder / "out"),
+        "worker_num": 0,
+        "log_iter": 1,
+        "epoch": 2,
+        "LearningRate": {
+            "base_lr": 0.001,
+            "schedulers": [
+                {"name": "PiecewiseDecay", "gamma": 0.1, "milestones": [10]},
+                {"name": "LinearWarmup", "start_factor": 0.5, "steps": 1},
+            ],
+        },
+        "CycleMLP": {"arch": "b0", "pretrained": None, "drop_path_rate": 0.0},
+        "FPN": {"out_channel": 32},
+        "TrainDataset": dataset(folder, "train"),
+        "EvalDataset": dataset(folder, "val"),
+        "TestDataset": {"dataset_dir": str(folder), "anno_path": "annotations/instances_val.json"},
+        "TrainReader": {**reader(flip=True), "use_shared_memory": False},
+        "EvalReader": reader(flip=False),
+        "TestReader": reader(flip=False),
+    }
+    if detector == "retinanet":
+        config["RetinaHead"] = {"conv_feat": {"feat_in": 32, "feat_out": 32, "num_convs": 1}}
+    else:
+        config["RPNHead"] = {"train_proposal": {"post_nms_top_n": 100}, "test_proposal": {"post_nms_top_n": 50}}
+        config["BBoxAssigner"] = {"batch_size_per_im": 32}
+        config["CascadeTwoFCHead" if detector.startswith("cascade") else "TwoFCHead"] = {"out_channel": 32}
+    if masks:
+        config["MaskFeat"] = {"num_convs": 1, "out_channel": 32}
+    path = folder / f"{detector}.yml"
+    path.write_text(yaml.safe_dump(merge(config, changes)))
+    return path
