@@ -29,7 +29,7 @@ _ACCUMULATOR = re.compile(r"(?:fp32_master_\d+_)?(.+)_\d+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`arrays` by "model/…", "ema/…", "optimizer/…", "master/…"; `meta` has the step, the configuration and the rest."""
+    """`arrays` by "model/…", "ema/…", "optimizer/…", "master/…"; `meta` has the step, configuration and the rest."""
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]

@@ -98,9 +98,10 @@ class MixConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """`loss = (1 - alpha) task + alpha distillation`. `direction` of the soft loss: "forward" is
-    KL(teacher || student). `teacher`: a name of paddle.vision.models, a CycleMLP variant, a PaddleClas architecture, or the path of an exported
-    model.
+    """`loss = (1 - alpha) task + alpha distillation`. `direction`: "forward" is KL(teacher || student).
+
+    `teacher`: a name of paddle.vision.models, a CycleMLP variant, a PaddleClas architecture, or the path of an exported
+    model; all but the last need `teacher_weights`.
     """
 
     type: Literal["none", "soft", "hard"] = "none"

@@ -58,7 +58,8 @@ class Plan:
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"the list has {self.samples} samples, fewer than the global batch of {self.global_batch} "
-                f"(data.batch_size {self.batch_size} x optimizer.accumulate {self.accumulate} x {self.processes} processes); lower it"
+                f"(data.batch_size {self.batch_size} x optimizer.accumulate {self.accumulate} x "
+                f"{self.processes} processes); lower it"
             )
 
     @property

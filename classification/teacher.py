@@ -59,8 +59,8 @@ def exported_path(name: str) -> Path | None:
         return prefix
     if path.suffix in EXPORTED_SUFFIXES or path.parent != Path():
         raise ValueError(
-            f"there is no exported model {name}; give the path, without suffix, of the files {prefix}.json (or .pdmodel) "
-            f"and {prefix}.pdiparams"
+            f"there is no exported model {name}; give the path, without suffix, of the files {prefix}.json "
+            f"(or .pdmodel) and {prefix}.pdiparams"
         )
     return None
 
@@ -74,8 +74,8 @@ def _build_named(name: str, num_classes: int) -> nn.Layer:
     architectures = _paddleclas()
     if architectures is None:
         raise ValueError(
-            f"unknown teacher {name!r}: none of paddle.vision.models (resnet50, …), no CycleMLP variant, and PaddleClas "
-            "is not installed: pip install --no-deps paddleclas==2.6.0"
+            f"unknown teacher {name!r}: none of paddle.vision.models (resnet50, …), no CycleMLP variant, and "
+            "PaddleClas is not installed: pip install --no-deps paddleclas==2.6.0"
         )
     build: Callable[..., nn.Layer] | None = getattr(architectures, name, None)
     if not callable(build) or name.startswith("_"):
@@ -128,8 +128,8 @@ class Teacher:
         self._right, self._seen, self._batches = self._right + right, self._seen + seen, self._batches + 1
         if self._batches == BATCHES_WATCHED and is_near_chance(self._right / self._seen, self.num_classes):
             logger.warning(
-                "the teacher names only %.1f %% of the first %d images rightly, where chance is %.1f %%: are its weights, "
-                "its classes and the normalisation (data.mean, data.std) the right ones?",
+                "the teacher names only %.1f %% of the first %d images rightly, where chance is %.1f %%: are its "
+                "weights, its classes and the normalisation (data.mean, data.std) the right ones?",
                 100 * self._right / self._seen,
                 self._seen,
                 100 / self.num_classes,

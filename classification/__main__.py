@@ -1,0 +1,11 @@
+"""`python -m classification train | eval | predict | lists | benchmark`."""
+
+from __future__ import annotations
+
+import sys
+import zlib  # noqa: F401  before paddle, see cyclemlp_backbones
+
+from classification.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

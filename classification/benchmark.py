@@ -1,0 +1,73 @@
+"""How fast the data and the training step are, each without the other."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import paddle
+
+from classification.augment import TrainTransform
+from classification.config import Config
+from classification.data import TrainDataset, read_samples, train_loader
+from classification.losses import training_losses
+from classification.mixup import smooth_one_hot
+from classification.optim import build_optimizer, take_step
+from classification.schedule import Plan
+from classification.student import build_student
+from classification.trainer import Precision
+
+WARM_UP = 3
+
+
+def run_benchmark(config: Config, *, steps: int) -> dict[str, float | str]:
+    """Images per second of the training step on random images and, with `data.train_images`, of reading alone; of one
+    process, after some steps that do not count."""
+    result: dict[str, float | str] = {"device": paddle.get_device(), "batch_size": config.data.batch_size}
+    result["training_images_per_second"] = round(_training_speed(config, steps), 2)
+    if config.data.train_images:
+        result["reading_images_per_second"] = round(_reading_speed(config, steps), 2)
+        result["workers"] = config.data.workers
+    return result
+
+
+def _training_speed(config: Config, steps: int) -> float:
+    batch, size, classes = config.data.batch_size, config.data.input_size, config.model.num_classes
+    precision = Precision(config)
+    model = build_student(config.model)
+    if precision.half_weights:
+        model = paddle.amp.decorate(model, level="O2", dtype=precision.dtype)
+    optimizer = build_optimizer(model, config.optimizer, master_weights=precision.half_weights)
+    parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    images, labels = paddle.randn([batch, 3, size, size]), paddle.randint(0, classes, [batch])
+    targets = smooth_one_hot(labels, classes, config.mix.smoothing)
+    alone = replace(config.distillation, type="none")
+    model.train()
+    since = 0.0
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            since = time.perf_counter()
+        with precision.autocast():
+            logits = model(images)
+        loss = training_losses(logits, targets, None, alone)["loss"]
+        (loss * precision.scaler.scale).backward()
+        take_step(optimizer, parameters, precision.scaler, clip_norm=config.optimizer.clip_norm)
+    return batch * steps / (time.perf_counter() - since)
+
+
+def _reading_speed(config: Config, steps: int) -> float:
+    data = config.data
+    samples = read_samples(
+        data.train_images, data.train_list, num_classes=config.model.num_classes, class_map=data.class_map, what="train"
+    )
+    batch = min(data.batch_size, len(samples))
+    epochs = -(-(WARM_UP + steps) // (len(samples) // batch))
+    plan = Plan(len(samples), epochs, batch, repeats=data.repeats, seed=config.run.seed)
+    dataset = TrainDataset(samples, TrainTransform(config.augment, data), seed=config.run.seed)
+    loader = iter(train_loader(dataset, plan, rank=0, first_step=0, workers=data.workers))
+    for _ in range(WARM_UP):
+        next(loader)
+    since = time.perf_counter()
+    for _ in range(steps):
+        next(loader)
+    return batch * steps / (time.perf_counter() - since)

@@ -1,0 +1,88 @@
+"""Trained weights at work: accuracy on a list, predictions for images."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import TextIO
+
+import paddle
+import paddle.nn.functional as F
+
+from classification.augment import EvalTransform
+from classification.config import Config
+from classification.data import (
+    NO_LABEL,
+    BrokenImages,
+    EvalDataset,
+    Samples,
+    eval_loader,
+    image_names,
+    read_list,
+    read_samples,
+)
+from classification.distributed import World
+from classification.metrics import Evaluation, evaluate
+from classification.student import build_student, load_pretrained
+from cyclemlp_backbones import CycleNet
+
+logger = logging.getLogger(__name__)
+
+
+def _load(config: Config) -> CycleNet:
+    model = build_student(config.model)
+    load_pretrained(model, config)
+    model.eval()
+    return model
+
+
+def evaluate_weights(config: Config, world: World) -> Evaluation:
+    """The accuracy of `model.pretrained` on `data.val_images`, by all processes together."""
+    data = config.data
+    samples = read_samples(
+        data.val_images, data.val_list, num_classes=config.model.num_classes, class_map=data.class_map, what="val"
+    )
+    model = _load(config)
+    dataset = EvalDataset(samples, EvalTransform(data, crop_pct=config.crop_pct))
+    batches = eval_loader(
+        dataset,
+        batch_size=data.eval_batch_size or data.batch_size,
+        workers=data.workers,
+        rank=world.rank,
+        processes=world.size,
+    )
+    result = evaluate(model, batches, world)
+    broken = BrokenImages(samples, data.max_broken)
+    for path in broken.add(result.broken):
+        logger.warning("unreadable image, left out: %s", path)
+    broken.check()
+    logger.info("top-1 %.3f %%, top-5 %.3f %% of %d images", result.top1, result.top5, result.images)
+    return result
+
+
+@paddle.no_grad()
+def predict_list(config: Config, file: TextIO, *, top: int) -> None:
+    """Writes CSV lines `name, class 1, probability 1, …`, the likeliest class first, for each image of `data.val_list`,
+    or of the folder. An unreadable image's line says "unreadable"."""
+    if not 1 <= top <= config.model.num_classes:
+        raise ValueError(f"--top is {top}; it takes 1 to model.num_classes ({config.model.num_classes})")
+    data = config.data
+    if not data.val_images or not Path(data.val_images).is_dir():
+        raise ValueError(f"data.val_images is {data.val_images!r}; give the folder of the images (--val-data-dir)")
+    if data.val_list:
+        samples = read_list(data.val_images, data.val_list, num_classes=None)
+    else:
+        names = image_names(data.val_images)
+        if not names:
+            raise ValueError(f"{data.val_images} holds no image")
+        samples = Samples(Path(data.val_images), tuple(names), (NO_LABEL,) * len(names))
+    model = _load(config)
+    writer = csv.writer(file)
+    writer.writerow(["name", *(f"{what}{rank}" for rank in range(1, top + 1) for what in ("class", "probability"))])
+    dataset = EvalDataset(samples, EvalTransform(data, crop_pct=config.crop_pct))
+    for images, _, indices, broken in eval_loader(dataset, batch_size=data.batch_size, workers=data.workers):
+        values, classes = paddle.topk(F.softmax(model(images), axis=1), k=top, axis=1)
+        for index, unreadable, row, chosen in zip(indices.tolist(), broken.tolist(), values.tolist(), classes.tolist()):
+            pairs = [cell for number, share in zip(chosen, row) for cell in (number, f"{share:.6f}")]
+            writer.writerow([samples.names[index], *(["unreadable"] if unreadable else pairs)])

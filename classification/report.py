@@ -1,0 +1,142 @@
+"""A run's folder: configuration, environment, log, curves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from classification.checkpoint import write_atomically
+from classification.config import Config, dump_yaml
+from classification.distributed import World
+
+logger = logging.getLogger(__name__)
+
+_DISTRIBUTIONS = ("cyclemlp-backbones", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "paddleclas", "visualdl")
+
+
+class RunLog:
+    """`log.jsonl`, one JSON object a line with its `event`, and the same numbers in VisualDL where that is asked for.
+    Processes other than the first write nothing."""
+
+    def __init__(self, folder: Path, *, enabled: bool, visualdl: bool = False):
+        self.path = folder / "log.jsonl"
+        self.enabled = enabled
+        self._writer: Any = None
+        if enabled and visualdl:
+            try:
+                from visualdl import LogWriter
+            except ImportError as error:
+                raise ImportError("run.visualdl is true: pip install visualdl, or set it to false") from error
+            self._writer = LogWriter(logdir=str(folder / "visualdl"))
+
+    def write(self, event: str, values: Mapping[str, Any]) -> None:
+        if not self.enabled:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+        if self._writer is not None and "step" in values:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._writer.add_scalar(f"{event}/{name}", value, int(values["step"]))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def write_description(folder: Path, config: Config, world: World, argv: Sequence[str]) -> None:
+    """`config.yml`, all of it, and `environment.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yml").write_text(dump_yaml(config), encoding="utf-8")
+    environment = {
+        "command": list(argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": paddle.get_device(),
+        "processes": world.size,
+        "commit": _commit(),
+        "versions": {name: version for name in _DISTRIBUTIONS if (version := _version(name))},
+    }
+    write_json(folder / "environment.json", environment)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this program's checkout, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def draw_curves(log: Path, path: Path) -> bool:
+    """Losses, accuracies and the learning rate over the steps, as PNG. False, and a note, without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        logger.info("no curves: pip install matplotlib")
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # The last line of a step counts: a resumed run writes some steps again.
+    rows = {(row["event"], row["step"]): row for row in read_log(log) if "step" in row}
+    train = [row for (event, _), row in sorted(rows.items()) if event == "train"]
+    evaluations = [row for (event, _), row in sorted(rows.items()) if event == "evaluation"]
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4))
+    for name in ("loss", "task", "distillation"):
+        points = [(row["step"], row[name]) for row in train if name in row]
+        if points:
+            left.plot(*zip(*points), label=name)
+    for name in ("top1", "ema_top1"):
+        points = [(row["step"], row[name]) for row in evaluations if name in row]
+        if points:
+            middle.plot(*zip(*points), marker=".", label=name)
+    right.plot([row["step"] for row in train], [row["lr"] for row in train], label="learning rate")
+    for axes, title in ((left, "training loss"), (middle, "held-out accuracy, %"), (right, "learning rate")):
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        if axes.lines:
+            axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+    return True
+
+
+def configure_logging(world_rank: int = 0) -> None:
+    """Messages of the first process on stderr; of the others, warnings only."""
+    level = logging.INFO if world_rank == 0 else logging.WARNING
+    form = "%(asctime)s %(message)s" if world_rank == 0 else f"%(asctime)s [process {world_rank}] %(message)s"
+    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", stream=sys.stderr, force=True)
