@@ -45,7 +45,8 @@ class CycleMLP(CycleNet):
         out_indices: stages to return, an increasing subset of 0..3: [0, 1, 2, 3] for R-CNNs, [1, 2, 3] for RetinaNet.
         drop_path_rate, frozen_stages, use_recompute: as for `CycleNet`.
         pretrained: None, a path or URL of a weights file, or True for the published ImageNet weights, which have to
-            fit: a classifier's file, a backbone's, or a detector's, of which the backbone is taken.
+            fit: a classifier's file, a backbone's, or a detector's, of which the backbone is taken. Norms of maps
+            that are not in `out_indices` are left out.
 
     Raises ValueError for a value that is not allowed, CheckpointError for weights that do not fit.
     """
@@ -70,7 +71,8 @@ class CycleMLP(CycleNet):
             use_recompute=use_recompute,
         )
         if pretrained is not None and pretrained is not False:
-            load_weights(self, locate_weights(pretrained, arch))
+            others = [f"norm{2 * index}.*" for index in range(4) if index not in self.out_indices]
+            load_weights(self, locate_weights(pretrained, arch), ignore=others)
 
     @property
     def out_shape(self) -> list[ShapeSpec]:

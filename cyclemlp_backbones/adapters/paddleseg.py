@@ -1,5 +1,5 @@
-"""CycleMLP in PaddleSeg: importing this module registers the backbones `CycleMLP_B0` … `CycleMLP_B5` and `SemanticFPN`,
-and repairs what the installed release gets wrong (see `paddleseg_repairs`)."""
+"""CycleMLP in PaddleSeg: importing this module registers the backbones `CycleMLP_B0` … `CycleMLP_B5`, the model
+`SemanticFPN` and the optimizer `AdamWLayerDecay`, and repairs what the release gets wrong (see `paddleseg_repairs`)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ except ImportError as error:
         'not load with numpy 2; `pip install "numpy<2"`, or all at once `pip install "cyclemlp-backbones[seg]"`'
     ) from error
 
+from cyclemlp_backbones.adapters.paddleseg_optimizer import AdamWLayerDecay
 from cyclemlp_backbones.adapters.paddleseg_repairs import apply_repairs
 
 
@@ -56,11 +57,12 @@ def _backbone_component(variant: str) -> Callable[..., CycleNet]:
 _COMPONENTS: Mapping[str, Sequence[Any]] = {
     "BACKBONES": [_backbone_component(variant) for variant in list_variants()],
     "MODELS": [SemanticFPN],
+    "OPTIMIZERS": [AdamWLayerDecay],
 }
 
 
 def register_paddleseg() -> None:
-    """Registers the backbones and SemanticFPN, and applies the repairs. Idempotent; importing this module calls it.
+    """Registers backbones, model and optimizer, and applies the repairs. Idempotent; importing this module calls it.
 
     Raises ValueError if PaddleSeg has another component of one of the names.
     """

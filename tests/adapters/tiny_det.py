@@ -1,8 +1,17 @@
-"""Tiny scenes in COCO's format, and PaddleDetection configurations of small detectors on them."""
+"""Tiny scenes in COCO's format, PaddleDetection configurations of small detectors, and processes to run them in.
+
+PaddleDetection's configuration is global to a process, so each test that needs one has a process of its own. They are
+forked from a server that has imported PaddleDetection and done nothing else: a fork of a process that has computed with
+Paddle's threads hangs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +24,45 @@ NUM_CLASSES = 10
 SIZE = 64
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
 NORMALIZE = {"NormalizeImage": {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["cyclemlp_backbones", "paddle", "ppdet.engine", "ppdet.slim", "sklearn.datasets"])
+
+
+def in_process(function: Callable, *arguments: Any) -> Any:
+    """`function(*arguments)`, a function of a test module, in a new process; its result or its exception."""
+    with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
+        return pool.submit(function, *arguments).result(timeout=300)
+
+
+def cyclemlp(*arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """`cyclemlp arguments` in a new process: exit status, and all it prints."""
+    return in_process(_cyclemlp, [str(argument) for argument in arguments], str(cwd), dict(environment or {}))
+
+
+def _cyclemlp(arguments: list[str], cwd: str, environment: dict[str, str]) -> tuple[int, str]:
+    from cyclemlp_backbones.cli import main
+
+    os.chdir(cwd)
+    os.environ.update(environment)
+    output = Path(cwd) / f"output-{os.getpid()}.txt"
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    status: Any = 0
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        status = "exception"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status, output.read_text()
 
 
 def write_data(folder: Path, *, train: int = 4, val: int = 2) -> None:

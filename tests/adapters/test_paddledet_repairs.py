@@ -1,0 +1,255 @@
+"""Each repair: switched off alone, the defect's own error; switched on, the step works; not needed, not applied."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import paddle
+import pytest
+
+from tests.adapters.tiny_det import cyclemlp, in_process, write_config, write_data
+
+PADDLE_2 = paddle.version.major == "2"
+
+# What fails without the repair: the detector, the action, and the error.
+DEFECTS = {
+    "concat_scalars": ("faster_rcnn", "train", "The axis is expected to be in range of [0, 0)"),
+    "run_length_masks": ("mask_rcnn", "train", "could not convert string to float: 'size'"),
+    "text_size": ("mask_rcnn", "infer", "'ImageDraw' object has no attribute 'textsize'"),
+    "static_programs": ("retinanet", "export", "Can't call main_program when full_graph=False"),
+    "static_nms": (
+        "retinanet",
+        "export",
+        "should be one of [str, bytes, Variable]. but received : Value",
+    ),
+    "static_proposals": ("faster_rcnn", "export", "but received axis:0 >= in_dims.size():0"),
+    "static_predictions": ("faster_rcnn", "export", "Does not support rank inconsistency: rank1=0, rank2=1"),
+}
+
+
+def expected_status(name: str) -> str:
+    """What the only recent release on PyPI, 2.6.0, needs on this Paddle."""
+    needed = {"static_nms": not PADDLE_2, "zlib_order": PADDLE_2}.get(name, True)
+    return "applied" if needed else "not needed"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data, and per detector the weights of a short training, which also is the test that it works with all repairs."""
+    folder = tmp_path_factory.mktemp("repairs")
+    write_data(folder)
+    for detector in ("retinanet", "faster_rcnn", "mask_rcnn"):
+        write_config(folder, detector, epoch=1, RetinaHead={"prior_prob": 0.1})
+        status, output = run(folder, detector, "train")
+        assert status == 0, output
+    return folder
+
+
+def run(folder, detector, action, **environment):
+    flags = {"infer": ["--infer_dir", folder / "val", "--draw_threshold", "0.05"], "train": ["-o", "epoch=1"]}
+    weights = [] if action == "train" else ["-o", f"weights={folder / 'out' / detector / 'model_final.pdparams'}"]
+    config = folder / f"{detector}.yml"
+    arguments = ["det", action, "-c", config, *flags.get(action, []), *weights]
+    return cyclemlp(*arguments, cwd=folder, environment=environment)
+
+
+def status_in_this_release():
+    from cyclemlp_backbones.adapters import paddledet_repairs
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+
+    register_paddledet()
+    return paddledet_repairs.apply_repairs()
+
+
+def test_status_says_what_this_release_needs():
+    assert in_process(status_in_this_release) == {name: expected_status(name) for name in ("zlib_order", *DEFECTS)}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_without_the_repair_the_step_meets_the_defect(folder, name):
+    detector, action, error = DEFECTS[name]
+    status, output = run(folder, detector, action, CYCLEMLP_PADDLEDET_REPAIRS_OFF=name)
+    exports_nevertheless = PADDLE_2 and name == "static_predictions"  # there, a batch shows the defect: below
+    if expected_status(name) == "not needed" or exports_nevertheless:
+        assert status == 0, output
+    else:
+        assert status != 0
+        assert error in output
+
+
+@pytest.mark.parametrize(
+    ("detector", "action"),
+    sorted({(detector, action) for detector, action, _ in DEFECTS.values() if action != "train"}),
+)
+def test_with_all_repairs_the_step_works(folder, detector, action):
+    status, output = run(folder, detector, action)
+    assert status == 0, output
+
+
+def test_unknown_repair_is_refused_by_name(folder):
+    status, output = run(folder, "retinanet", "train", CYCLEMLP_PADDLEDET_REPAIRS_OFF="text_size,concat")
+    assert status == 1
+    assert "names 'concat'; the repairs are zlib_order, concat_scalars, run_length_masks" in output
+
+
+def original_and_repaired(name, use):
+    """`use(module)` with the repairs that it needs in order to run at all, and with `name` too."""
+    os.environ["CYCLEMLP_PADDLEDET_REPAIRS_OFF"] = name
+    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters import paddledet_repairs
+
+    original = use()
+    (repair,) = [repair for repair in paddledet_repairs.REPAIRS if repair.name == name]
+    repair.apply()
+    return original, use()
+
+
+def propose():
+    from ppdet.modeling.proposal_generator.rpn_head import RPNHead
+
+    head = RPNHead(in_channel=4)
+    head.eval()
+    head.test_proposal.post_nms_top_n = 10  # fewer than all levels give together
+    head.test_proposal.pre_nms_top_n = 200
+    random = np.random.RandomState(0)
+    sizes = (16, 8, 4, 2, 1)
+    feats = [paddle.to_tensor(random.standard_normal((2, 4, n, n)).astype("float32")) for n in sizes]
+    scores, deltas = (
+        [paddle.to_tensor(random.standard_normal((2, c, n, n)).astype("float32")) for n in sizes] for c in (3, 12)
+    )
+    inputs = {"im_shape": paddle.to_tensor([[64.0, 64.0], [50.0, 40.0]])}
+    rois, counts = head._gen_proposal(scores, deltas, head.anchor_generator(feats), inputs)
+    return [image.numpy() for image in rois], counts.numpy().tolist()
+
+
+def test_proposals_are_paddledetections():
+    (rois, counts), (repaired, repaired_counts) = in_process(original_and_repaired, "static_proposals", propose)
+    assert counts == repaired_counts == [10, 10]
+    for some, others in zip(rois, repaired):
+        np.testing.assert_array_equal(some, others)
+
+
+def predict():
+    from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
+
+    random = np.random.RandomState(0)
+    corners = random.uniform(-5, 50, (5, 2))
+    boxes = np.concatenate(
+        [np.full((5, 1), 3), np.full((5, 1), 0.5), corners, corners + random.uniform(2, 40, (5, 2))], 1
+    )
+    boxes[4, 4:] = boxes[4, 2:4] = 70  # outside
+    masks = random.uniform(0, 1, (5, 7, 7))
+    boxes, masks = (paddle.to_tensor(x.astype("float32")) for x in (boxes, masks))
+    im_shape, scale_factor = paddle.to_tensor([[60.0, 48.0]]), paddle.to_tensor([[0.5, 0.75]])
+    boxer = BBoxPostProcess()
+    kept, scaled, counts = boxer.get_pred(boxes, paddle.to_tensor([5], dtype="int32"), im_shape, scale_factor)
+    pasted = MaskPostProcess()(masks, scaled, counts, boxer.get_origin_shape())
+    return [x.numpy() for x in (kept, scaled, counts, pasted)]
+
+
+def test_predictions_of_one_image_are_paddledetections():
+    original, repaired = in_process(original_and_repaired, "static_predictions", predict)
+    assert original[1][4, 0] == -1
+    assert original[3].shape == (5, 120, 64)
+    for some, others in zip(original, repaired):
+        np.testing.assert_allclose(some, others, rtol=1e-6)
+
+
+def predict_batch(counts, off=""):
+    """Boxes and masks of a batch of two images in one go, and of each image alone."""
+    os.environ["CYCLEMLP_PADDLEDET_REPAIRS_OFF"] = off
+    from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
+
+    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+
+    random = np.random.RandomState(1)
+    total = sum(counts)
+    corners = random.uniform(0, 30, (total, 2))
+    boxes = np.concatenate([np.full((total, 2), 0.5), corners, corners + random.uniform(2, 20, (total, 2))], 1)
+    masks = random.uniform(0, 1, (total, 7, 7))
+    im_shape, scale_factor = np.array([[60, 48], [40, 50]]), np.array([[0.5, 0.75], [1, 1]])
+
+    def run(chosen, images):
+        boxer = BBoxPostProcess()
+        boxes_of, masks_of, shapes, factors = (
+            paddle.to_tensor(x.astype("float32"))
+            for x in (boxes[chosen], masks[chosen], im_shape[images], scale_factor[images])
+        )
+        number = paddle.to_tensor([counts[image] for image in images], dtype="int32")
+        if len(boxes_of) == 0:
+            masks_of = paddle.full([1, 1, 1], -1.0)  # what the mask head gives then
+        _, scaled, number = boxer.get_pred(boxes_of, number, shapes, factors)
+        return scaled.numpy(), MaskPostProcess()(masks_of, scaled, number, boxer.get_origin_shape()).numpy()
+
+    alone = [run(slice(0, counts[0]), [0]), run(slice(counts[0], total), [1])]
+    return run(slice(0, total), [0, 1]), alone
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (0, 3), (2, 0), (0, 0)])
+def test_predictions_of_a_batch_are_those_of_its_images(counts):
+    (boxes, masks), alone = in_process(predict_batch, counts)
+    first = 0
+    for image_boxes, image_masks in alone:
+        rows = slice(first, first + len(image_boxes))
+        np.testing.assert_array_equal(boxes[rows], image_boxes)
+        height, width = image_masks.shape[1:]
+        np.testing.assert_array_equal(masks[rows, :height, :width], image_masks)
+        assert (masks[rows, height:] == -1).all()
+        assert (masks[rows, :, width:] == -1).all()
+        first += len(image_boxes)
+    assert first == len(boxes) == len(masks) == sum(max(1, count) for count in counts)
+
+
+def test_without_the_repair_a_batch_with_an_empty_image_fails():
+    with pytest.raises((ValueError, SystemError)):
+        in_process(predict_batch, (0, 3), "static_predictions")
+
+
+def rasterize(segmentations, box):
+    from ppdet.modeling.proposal_generator import target
+
+    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+
+    return [target.rasterize_polygons_within_box(code, np.array(box), 14).numpy() for code in segmentations]
+
+
+def test_run_lengths_give_the_masks_that_polygons_give():
+    from pycocotools import mask as mask_util
+
+    polygon = [[12.0, 10.0, 40.0, 10.0, 40.0, 50.0, 12.0, 50.0]]
+    compressed = mask_util.merge(mask_util.frPyObjects(polygon, 64, 64))
+    pixels = np.concatenate([[0], mask_util.decode(compressed).ravel(order="F")])
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
+    uncompressed = {"size": [64, 64], "counts": np.diff([0, *changes, 64 * 64]).tolist()}
+    for box in ([12.0, 10.0, 40.0, 50.0], [4.0, 6.0, 32.0, 62.0]):
+        expected, *others = in_process(rasterize, [polygon, compressed, uncompressed], box)
+        assert 0 < expected.sum() <= 14 * 14
+        for mask in others:
+            np.testing.assert_array_equal(mask, expected)
+
+
+def suppress(return_index):
+    from ppdet.modeling import ops
+
+    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+
+    random = np.random.RandomState(0)
+    corners = random.uniform(0, 50, (2, 40, 2))
+    boxes = paddle.to_tensor(
+        np.concatenate([corners, corners + random.uniform(5, 30, (2, 40, 2))], 2).astype("float32")
+    )
+    scores = paddle.to_tensor(random.uniform(0, 1, (2, 3, 40)).astype("float32"))
+    settings = {"score_threshold": 0.3, "nms_top_k": 30, "keep_top_k": 20, "return_index": return_index}
+    repaired = ops.multiclass_nms(boxes, scores, **settings)
+    original = getattr(ops.multiclass_nms, "__wrapped__", ops.multiclass_nms)(boxes, scores, **settings)
+    return [[None if x is None else x.numpy() for x in outputs] for outputs in (repaired, original)]
+
+
+@pytest.mark.parametrize("return_index", [False, True])
+def test_suppression_is_paddledetections(return_index):
+    repaired, original = in_process(suppress, return_index)
+    assert repaired[0].shape == (40, 6)
+    assert (repaired[2] is None) == (not return_index)
+    for some, others in zip(repaired, original):
+        np.testing.assert_array_equal(some, others)
