@@ -126,6 +126,8 @@ def run_train(args: argparse.Namespace) -> None:
         save_proposals=args.save_proposals,
         proposals_path=args.proposals_path,
     )
+    if config.TrainDataset.get("allow_empty"):
+        config["find_unused_parameters"] = True  # a device's batch without any object leaves parameters unused
     if config.get("fleet"):
         init_fleet_env(config.get("find_unused_parameters", False))
     else:
