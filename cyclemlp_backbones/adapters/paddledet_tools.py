@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,19 @@ def _prepare(args: argparse.Namespace, mode: str, **flags: Any) -> Any:
     return config
 
 
+def _check_annotations_are_there(config: Any, section: str) -> None:
+    """PaddleDetection would begin to download COCO, whose folder may only be misspelt."""
+    dataset = config[section]
+    if not isinstance(dataset, Mapping) or dataset.get("name") != "COCODataSet":
+        return
+    path = Path(dataset.get("dataset_dir") or "", dataset.get("anno_path") or "")
+    if not path.is_file():
+        raise FileNotFoundError(f"no annotation file {path}; -o {section}.dataset_dir=DIR names the folder of the data")
+
+
 def _build(args: argparse.Namespace, config: Any, mode: str) -> Trainer:
+    if mode in ("train", "eval"):
+        _check_annotations_are_there(config, f"{mode.capitalize()}Dataset")
     with config_errors(args.config):
         trainer = Trainer(config, mode=mode)
     classes = len(getattr(trainer.dataset, "catid2clsid", ()))
@@ -134,6 +147,8 @@ def run_train(args: argparse.Namespace) -> None:
         init_parallel_env()
     if args.enable_ce:
         set_random_seed(0)
+    if args.eval:
+        _check_annotations_are_there(config, "EvalDataset")
     trainer = _build(args, config, "train")
     if len(trainer.loader) == 0:
         raise ValueError(
