@@ -52,9 +52,10 @@ class CycleBlock(nn.Layer):
         self.mlp = Mlp(channels, int(channels * mlp_ratio), channels)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, factors: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
+        """`factors` are stochastic depth's for the two branches, drawn earlier; None draws now."""
+        x = x + self.drop_path(self.attn(self.norm1(x)), factors[0])
+        return x + self.drop_path(self.mlp(self.norm2(x)), factors[1])
 
 
 def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[float]:
@@ -201,8 +202,10 @@ class CycleNet(nn.Layer):
         if not (self.use_recompute and stage.training and in_dygraph() and paddle.is_grad_enabled()):
             return stage(x)
         for block in stage:
-            # The reentrant form gives no gradients behind a frozen stem, whose output needs none.
-            x = recompute(block, x, use_reentrant=False)
+            # Nothing random is left inside, since Paddle 2.6 cannot repeat a CPU's random numbers. The reentrant form
+            # gives no gradients behind a frozen stem, whose output needs none.
+            factors = (block.drop_path.draw(x), block.drop_path.draw(x))
+            x = recompute(block, x, factors, use_reentrant=False, preserve_rng_state=False)
         return x
 
     def forward(self, image: Tensor) -> list[Tensor] | Tensor:

@@ -161,13 +161,19 @@ class DropPath(nn.Layer):
             )
         self.rate = float(rate)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def draw(self, x: Tensor) -> Tensor | None:
+        """What each sample of `x` [N, ...] is multiplied by, 0 or 1 / (1 - rate), as [N, 1, ...]; None: by nothing."""
         if self.rate == 0.0 or not self.training:
-            return x
+            return None
         keep = 1.0 - self.rate
         shape = [x.shape[0]] + [1] * (len(x.shape) - 1)
-        kept = paddle.floor(paddle.rand(shape, dtype="float32") + keep)  # one draw per sample
-        return x * (kept / keep).astype(x.dtype)
+        return paddle.floor(paddle.rand(shape, dtype="float32") + keep) / keep
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """`factor` is from an earlier `draw`; None draws now."""
+        if factor is None:
+            factor = self.draw(x)
+        return x if factor is None else x * factor.astype(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
