@@ -8,8 +8,8 @@ from typing import Any
 
 from cyclemlp_backbones import list_variants
 
-DOCUMENTED_SMALLEST = 50.0
-"""`min_lr` is at most the learning rate's fiftieth, `warmup_lr` its five hundredth: the recipe's proportions."""
+MIN_LR_PART, WARMUP_LR_PART = 50, 500
+"""`min_lr` and `warmup_lr` are at most these parts of the learning rate: the recipe's proportions."""
 
 
 def boolean(text: str) -> bool:
@@ -34,8 +34,8 @@ def _one(key: str) -> Callable[[Any], dict[str, Any]]:
 def _lr(value: float) -> dict[str, Any]:
     return {
         "optimizer.lr": value,
-        "schedule.min_lr": min(1e-5, value / DOCUMENTED_SMALLEST),
-        "schedule.warmup_lr": min(1e-6, value / DOCUMENTED_SMALLEST / 10),
+        "schedule.min_lr": min(1e-5, value / MIN_LR_PART),
+        "schedule.warmup_lr": min(1e-6, value / WARMUP_LR_PART),
     }
 
 

@@ -41,6 +41,7 @@ from classification.schedule import Plan, learning_rate
 from classification.seeding import FORWARD, MIX, generator, integer_seed
 from classification.student import build_student, load_pretrained
 from classification.teacher import Teacher, build_teacher
+from cyclemlp_backbones.checkpoint_files import write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -337,9 +338,8 @@ class Trainer:
         if not self.world.is_main:
             return
         weights = self.average.values if which == "ema" and self.average is not None else self._weights()
-        state = {key: value.detach().astype("float32") for key, value in weights.items()}
-        path = self.output / f"{name}.pdparams"
-        checkpoints.write_atomically(path, lambda temporary: paddle.save(state, str(temporary)))
+        arrays = checkpoints.model_arrays({key: value.detach() for key, value in weights.items()})
+        write_checkpoint(self.output / f"{name}.pdparams", arrays)
 
     def _save(self) -> None:
         if self.world.is_main:

@@ -1,0 +1,83 @@
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from classification import commands
+from classification.trainer import Trainer
+from tests.classification.tiny import arguments, run_python, tiny_config
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, Trainer(tiny_config(digits, folder)).run()
+
+
+def output(capsys, *argv):
+    code = commands.main(list(map(str, argv)))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_eval_repeats_what_training_measured(trained, digits, tmp_path, capsys):
+    folder, report = trained
+    code, out, _ = output(
+        capsys, "eval", *arguments(digits, tmp_path), "--weights", folder / "last.pdparams", "--batch-size", 4
+    )
+    assert code == 0
+    result = json.loads(out)
+    assert (result["top1"], result["top5"], result["images"]) == (report["last"]["top1"], report["last"]["top5"], 13)
+    assert result["loss"] == pytest.approx(report["last"]["loss"], rel=1e-5)
+    code, _, err = output(capsys, "eval", *arguments(digits, tmp_path))
+    assert code == 1
+    assert "--weights FILE" in err
+
+
+def test_predict_writes_the_likeliest_classes_and_names_unreadable_images(trained, digits, tmp_path, capsys):
+    folder, _ = trained
+    for number in range(3):
+        name = (digits / "val.txt").read_text().splitlines()[number].split()[0]
+        Image.open(digits / "val" / name).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    (tmp_path / "test.txt").write_text("2.png\nbroken.png\n0.png\n")
+    test = {"data__val_images": str(tmp_path), "data__val_list": str(tmp_path / "test.txt")}
+    options = [*arguments(digits, tmp_path, **test), "--weights", folder / "best.pdparams"]
+    code, out, _ = output(capsys, "predict", *options, "--top", 10)
+    assert code == 0
+    rows = list(csv.reader(io.StringIO(out)))
+    assert [row[0] for row in rows] == ["name", "2.png", "broken.png", "0.png"]
+    assert rows[2][1] == "unreadable"
+    assert sorted(map(int, rows[1][1::2])) == list(range(10))
+    shares = list(map(float, rows[1][2::2]))
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_the_scripts_are_the_same_doors(trained, digits, tmp_path):
+    folder, report = trained
+    run = run_python(
+        "classification/eval.py", *arguments(digits, tmp_path), "--model-pretrained", folder / "last.pdparams",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["top1"] == report["last"]["top1"]
+
+
+def test_benchmark_measures_reading_and_training(digits, tmp_path, capsys):
+    code, out, _ = output(capsys, "benchmark", *arguments(digits, tmp_path), "--steps", 2)
+    assert code == 0
+    result = json.loads(out)
+    assert result["training_images_per_second"] > 0
+    assert result["reading_images_per_second"] > 0
+
+
+def test_mistakes_end_with_one_line(digits, tmp_path, capsys):
+    assert output(capsys)[0] == 2
+    assert output(capsys, "tarin")[0] == 2
+    code, _, err = output(capsys, "train", *arguments(digits, tmp_path), "--set", "mix.mixup=-1")
+    assert (code, err) == (1, "classification train: error: mix.mixup is -1.0; it takes a value of at least 0\n")
+    code, _, err = output(capsys, "train", *arguments(digits, tmp_path), "--resume", tmp_path / "no.safetensors")
+    assert code == 1
+    assert "there is no checkpoint" in err

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from classification.config import Config, config_from_dict, differing_keys, dump_yaml, load_config, parse_setting
+from cyclemlp_backbones import VARIANTS
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "classification" / "configs"
+
+
+def test_the_defaults_are_the_papers_recipe():
+    config = Config()
+    assert config.peak_lr(512) == 5e-4
+    assert config.peak_lr(1024) == pytest.approx(1e-3)
+    assert (config.schedule.epochs, config.schedule.warmup_epochs) == (300, 5)
+    assert (config.schedule.warmup_lr, config.schedule.min_lr) == (1e-6, 1e-5)
+    assert (config.mix.mixup, config.mix.cutmix, config.mix.switch, config.mix.smoothing) == (0.8, 1.0, 0.5, 0.1)
+    assert (config.augment.policy, config.augment.erase) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert (config.optimizer.weight_decay, config.model.drop_path_rate, config.ema.decay) == (0.05, 0.1, 0.99996)
+    assert (config.data.repeats, config.amp.dtype) == (3, "float16")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_a_plain_and_a_distilling_configuration(variant):
+    plain = load_config(str(CONFIGS / f"cyclemlp_{variant}.yml"))
+    distilling = load_config(str(CONFIGS / f"cyclemlp_{variant}_distill.yml"))
+    assert plain.model.variant == distilling.model.variant == variant
+    assert plain.crop_pct == VARIANTS[variant].crop_pct
+    assert (plain.distillation.type, distilling.distillation.type) == ("none", "hard")
+    assert distilling.distillation.teacher == "RegNetX_4GF"
+    recipe = load_config(None, [("model.variant", variant), ("run.output", plain.run.output)])
+    assert plain == recipe  # the files spell out the defaults
+    assert (CONFIGS / f"cyclemlp_{variant}.yml").read_text().startswith("# python -m classification train --config")
+
+
+def test_a_base_is_changed_key_by_key(tmp_path):
+    (tmp_path / "base.yml").write_text("data: {batch_size: 64, workers: 2}\nschedule: {epochs: 30}\n")
+    (tmp_path / "child.yml").write_text("_base_: base.yml\ndata: {workers: 3}\noptimizer: {lr: 1e-8}\n")
+    config = load_config(str(tmp_path / "child.yml"), [("schedule.epochs", 20), ("schedule.warmup_epochs", 2)])
+    assert (config.data.batch_size, config.data.workers, config.schedule.epochs) == (64, 3, 20)
+    assert config.optimizer.lr == 1e-8  # which YAML calls a string
+    (tmp_path / "base.yml").write_text("_base_: child.yml\n")
+    with pytest.raises(ValueError, match="leads back to itself"):
+        load_config(str(tmp_path / "child.yml"))
+
+
+def test_the_written_configuration_reads_back():
+    config = load_config(None, [("mix.cutmix_minmax", [0.2, 0.8]), ("model.pretrained", "a.pdparams")])
+    assert config_from_dict(yaml.safe_load(dump_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("schedule.epoch=3", "did you mean 'schedule.epochs'"),
+        ("epochs=3", "unknown key 'epochs'"),
+        ("scheduel.epochs=3", "unknown key 'scheduel'; did you mean 'schedule'"),
+        ("schedule.epochs=many", "schedule.epochs is 'many'; it takes an integer"),
+        ("data.max_broken=2", "data.max_broken is 2.0; it takes a value from 0 to 1"),
+        ("run.visualdl=1", "run.visualdl is 1; it takes true or false"),
+        ("amp.dtype=half", "choose from none, float16, bfloat16"),
+        ("schedule.epochs=5", "no epoch is left after the warm-up"),
+        ("model.variant=b9", "choose from b0, b1"),
+        ("model.depths=[1, 1, 1, 1]", "give all three or none"),
+        ("data.input_size=16", "at least 32"),
+        ("optimizer.clip_norm=0", "positive number"),
+        ("mix.smoothing=1", "not including, 1"),
+        ("data.mean=[0.5]", "takes 3 numbers"),
+    ],
+)
+def test_mistakes_are_named(setting, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        load_config(None, [parse_setting(setting)])
+
+
+def test_only_what_changes_the_weights_counts_as_another_run():
+    config = load_config(None, [("mix.mixup", 0.4), ("run.output", "elsewhere"), ("data.workers", 1)])
+    tree = yaml.safe_load(dump_yaml(Config()))
+    assert differing_keys(tree, config) == ["mix.mixup: 0.8 in the checkpoint, 0.4 now"]

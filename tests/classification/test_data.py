@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from classification.augment import EvalTransform, TrainTransform, random_erasing, random_resized_crop_box
+from classification.config import AugmentConfig, DataConfig
+from classification.data import (
+    BrokenImages,
+    EvalDataset,
+    Samples,
+    TrainDataset,
+    eval_loader,
+    read_folders,
+    read_list,
+    read_samples,
+    train_loader,
+)
+from classification.schedule import Plan
+
+DATA = DataConfig(input_size=32)
+
+
+def dataset(digits, seed=0):
+    samples = read_list(digits / "train", digits / "train.txt", num_classes=10)
+    return TrainDataset(samples, TrainTransform(AugmentConfig(), DATA), seed=seed)
+
+
+def test_lists_with_and_without_labels(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png 3\nwith space.png 0\n\nb/c.png 9\n")
+    samples = read_list(tmp_path, tmp_path / "list.txt", num_classes=10)
+    assert samples.names == ("a.png", "with space.png", "b/c.png")
+    assert samples.labels == (3, 0, 9)
+    (tmp_path / "test.txt").write_text("a.png\nwith space.png\nb.png 7\n")
+    samples = read_list(tmp_path, tmp_path / "test.txt", num_classes=None)
+    assert samples.names == ("a.png", "with space.png", "b.png")
+    for wrong in ("a.png", "a.png x", "a.png 10", "a.png -1", " 3"):
+        (tmp_path / "list.txt").write_text(f"ok.png 1\n{wrong}\n")
+        with pytest.raises(ValueError, match=r"list.txt, line 2.*0 to 9"):
+            read_list(tmp_path, tmp_path / "list.txt", num_classes=10)
+
+
+def test_a_folder_per_class(digits, tmp_path):
+    listed = read_list(digits / "train", digits / "train.txt", num_classes=10)
+    by_folder = read_folders(digits / "train", num_classes=10)
+    assert dict(zip(by_folder.names, by_folder.labels)) == dict(zip(listed.names, listed.labels))
+    (tmp_path / "map.txt").write_text("".join(f"n{value:08d} {9 - value}\n" for value in range(10)))
+    by_map = read_folders(digits / "train", num_classes=10, class_map=tmp_path / "map.txt")
+    assert by_map.labels == tuple(9 - label for label in by_folder.labels)
+    with pytest.raises(ValueError, match=r"10 folders, model\.num_classes is 1000"):
+        read_samples(str(digits / "train"), None, num_classes=1000, class_map=None, what="train")
+
+
+def test_a_sample_follows_from_seed_and_key_alone(digits):
+    first, again, other_seed = dataset(digits), dataset(digits), dataset(digits, seed=1)
+    again[(0, 5, 0)]
+    assert np.array_equal(first[(2, 7, 1)][0], again[(2, 7, 1)][0])
+    assert first[(2, 7, 1)][1] == first.samples.labels[7]
+    for key in ((3, 7, 1), (2, 7, 0)):
+        assert not np.array_equal(first[(2, 7, 1)][0], first[key][0])
+    assert not np.array_equal(first[(2, 7, 1)][0], other_seed[(2, 7, 1)][0])
+
+
+def test_workers_change_nothing_and_a_run_can_start_anywhere(digits):
+    plan = Plan(40, 2, 4, accumulate=2, repeats=3)
+    alone = list(train_loader(dataset(digits), plan, rank=0, first_step=0, workers=0))
+    assert len(alone) == 2 * plan.total_steps == 20
+    late = list(train_loader(dataset(digits), plan, rank=0, first_step=7, workers=2))
+    for batch, expected in zip(late, alone[14:], strict=True):
+        for tensor, meant in zip(batch, expected):
+            assert np.array_equal(tensor.numpy(), meant.numpy())
+
+
+def test_a_broken_image_is_replaced_counted_and_at_last_an_error(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes(b"broken")
+    (tmp_path / "5.png").unlink()
+    samples = Samples(tmp_path, tuple(f"{number}.png" for number in range(20)), tuple(range(20)))
+    image, label, index, broken = TrainDataset(samples, TrainTransform(AugmentConfig(), DATA), seed=0)[(0, 4, 0)]
+    assert (label, index, broken) == (6, 4, 1)  # the next one that can be read, with its own label
+    assert image.std() > 0.1
+    evaluated = EvalDataset(samples, EvalTransform(DATA, crop_pct=0.9))
+    assert evaluated[5][3] == 1
+    assert not evaluated[5][0].any()
+    count = BrokenImages(samples, 0.1)
+    assert count.add([4, 5, 4]) == [str(tmp_path / "4.png"), str(tmp_path / "5.png")]
+    assert count.add([4]) == []
+    count.check()
+    count.add([9])
+    with pytest.raises(ValueError, match=r"3 of 20 images cannot be read, more than data.max_broken.*4.png"):
+        count.check()
+
+
+def test_processes_share_the_evaluation_list_without_a_sample_twice(digits):
+    samples = read_list(digits / "val", digits / "val.txt", num_classes=10)
+    evaluated = EvalDataset(samples, EvalTransform(DATA, crop_pct=0.9))
+    seen = []
+    for rank in range(3):
+        for batch in eval_loader(evaluated, batch_size=2, workers=0, rank=rank, processes=3):
+            seen += batch[2].tolist()
+    assert sorted(seen) == list(range(13))
+
+
+def test_evaluation_crops_the_centre_of_the_resized_picture():
+    array = np.zeros((90, 180, 3), np.uint8)
+    array[:, 90:] = 255
+    transform = EvalTransform(DataConfig(input_size=36), crop_pct=0.9)  # shorter side 40, then the central 36
+    assert transform.resized == 40
+    result = transform(Image.fromarray(array))
+    white, black = ((np.array([v, v, v]) - DATA.mean) / DATA.std for v in (1, 0))
+    assert result.shape == (3, 36, 36)
+    assert result[:, 5, 3] == pytest.approx(black, abs=1e-4)
+    assert result[:, 5, 32] == pytest.approx(white, abs=1e-4)
+    assert EvalTransform(DATA, crop_pct=0.875)(Image.fromarray(array[:32, :32])).shape == (3, 32, 32)
+
+
+def test_random_crops_keep_area_and_ratio_in_their_ranges():
+    rng = np.random.default_rng(0)
+    areas, ratios = [], []
+    for _ in range(2000):
+        top, left, height, width = random_resized_crop_box(260, 250, rng, scale=(0.08, 0.6), ratio=(3 / 4, 4 / 3))
+        assert 0 <= top <= 250 - height
+        assert 0 <= left <= 260 - width
+        areas.append(height * width / 65000)
+        ratios.append(width / height)
+    assert 0.075 < min(areas) < 0.1
+    assert 0.55 < max(areas) < 0.61
+    assert 0.74 < min(ratios) < max(ratios) < 1.36
+    assert abs(np.mean(np.log(ratios))) < 0.03  # log-uniform
+    box = random_resized_crop_box(1000, 10, rng, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3))
+    assert box == (0, 493, 10, 13)  # nothing fits: the central box with the nearest ratio
+
+
+def test_random_erasing_fills_a_box_with_normal_noise():
+    rng = np.random.default_rng(0)
+    shares, noise = [], []
+    for _ in range(300):
+        erased = random_erasing(np.full((3, 48, 48), 9.0, np.float32), 1.0, rng)
+        box = (erased != 9).any(0)
+        rows, columns = np.flatnonzero(box.any(1)), np.flatnonzero(box.any(0))
+        assert box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        shares.append(box.mean())
+        noise.append(erased[:, box].ravel())
+    values = np.concatenate(noise)
+    assert 0.015 < min(shares) < max(shares) < 0.36
+    assert abs(values.mean()) < 0.02
+    assert abs(values.std() - 1) < 0.02
+    untouched = sum(bool((random_erasing(np.zeros((3, 32, 32), np.float32), 0.25, rng) == 0).all()) for _ in range(400))
+    assert 260 < untouched < 340

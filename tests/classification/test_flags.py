@@ -1,0 +1,107 @@
+"""The predecessor's documented commands, as its README has them, against the settings that a YAML file would hold."""
+
+import shlex
+
+import pytest
+
+from classification import commands
+from classification.config import load_config
+
+TRAIN = (
+    "--train-data-dir /home/aistudio/data/train_data00 --train-txt-path /home/aistudio/train00.txt "
+    "--val-data-dir /home/aistudio/data/val_data --val-txt-path /home/aistudio/val.txt "
+    "--epochs 2 --batch-size 256 --lr 1e-8 --distillation-type soft "
+    "--model-pretrained pretrained/CycleMLP_pretrained/paddle_CycleMLP_B1.pdparams "
+    "--teacher-pretrained /home/aistudio/RegNetX_4GF_pretrained.pdparams"
+)
+MEANT = {
+    "data.train_images": "/home/aistudio/data/train_data00",
+    "data.train_list": "/home/aistudio/train00.txt",
+    "data.val_images": "/home/aistudio/data/val_data",
+    "data.val_list": "/home/aistudio/val.txt",
+    "schedule.epochs": 2,
+    "schedule.warmup_epochs": 0.2,
+    "schedule.min_lr": 1e-8 / 50,
+    "schedule.warmup_lr": 1e-8 / 500,
+    "data.batch_size": 256,
+    "optimizer.lr": 1e-8,
+    "distillation.type": "soft",
+    "distillation.teacher": "RegNetX_4GF",
+    "model.pretrained": "pretrained/CycleMLP_pretrained/paddle_CycleMLP_B1.pdparams",
+    "distillation.teacher_weights": "/home/aistudio/RegNetX_4GF_pretrained.pdparams",
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "settings"),
+    [
+        ("", {}),
+        ("--is_amp True", {"amp.dtype": "float16"}),
+        ("--is_amp False", {"amp.dtype": "none"}),
+        ("--is_distributed True", {"run.distributed": True}),
+        ("--is_distributed False", {"run.distributed": False}),
+        (
+            "--model CycleMLP_B5 --input-size 384 --num-classes 21841 --output_dir out --distillation-type hard "
+            "--distillation-alpha 0.7 --distillation-tau 3 --teacher-model resnet50",
+            {
+                "model.variant": "b5",
+                "data.input_size": 384,
+                "model.num_classes": 21841,
+                "run.output": "out",
+                "distillation.type": "hard",
+                "distillation.alpha": 0.7,
+                "distillation.tau": 3.0,
+                "distillation.teacher": "resnet50",
+            },
+        ),
+    ],
+)
+def test_training_commands(more, settings):
+    config = commands.train_config(shlex.split(f"{TRAIN} {more}"))
+    meant = load_config(None, {**MEANT, **settings}.items())
+    assert config == meant
+
+
+def test_the_default_learning_rate_keeps_the_recipes_schedule():
+    config = commands.train_config(["--lr", "5e-4", "--epochs", "300"])
+    assert config == load_config(None)
+
+
+@pytest.mark.parametrize("door", ["eval", "predict"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_evaluation_commands(door, number, monkeypatch):
+    import classification.inference as inference
+
+    seen = []
+
+    def load(config):
+        seen.append(config)
+        raise OSError("seen")
+
+    monkeypatch.setattr(inference, "_load", load)
+    monkeypatch.setattr(inference, "read_samples", lambda *_, **__: None)
+    monkeypatch.setattr(inference, "read_list", lambda *_, **__: None)
+    monkeypatch.setattr(inference.Path, "is_dir", lambda _: True)
+    weights = f"data/CycleMLP_pretrained/paddle_CycleMLP_B{number}.pdparams"
+    size = "--batch-size 10" if number > 2 else ""
+    command = f"--model CycleMLP_B{number} {size} --model-pretrained {weights} "
+    command += "--val-data-dir val --val-txt-path val.txt"
+    assert commands.main([door, *shlex.split(command)]) == 1
+    settings = {"model.variant": f"b{number}", "model.pretrained": weights, "data.val_images": "val"}
+    settings |= {"data.val_list": "val.txt", **({"data.batch_size": 10} if number > 2 else {})}
+    assert seen == [load_config(None, settings.items())]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--is_amp maybe", "neither True nor False"),
+        ("--model CycleMLP_B9", "unknown model"),
+        ("--distillation 1", "unrecognized arguments"),
+    ],
+)
+def test_wrong_flags(flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        commands.train_config(shlex.split(flags))
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from classification.images import UNREADABLE, read_rgb
+
+PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
+
+
+def read(tmp_path, image, name="picture.png", **options):
+    image.save(tmp_path / name, **options)
+    result = read_rgb(tmp_path / name)
+    assert result.mode == "RGB"
+    return np.asarray(result)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, np.rot90), (2, lambda a: a[:, ::-1])],
+)
+def test_exif_orientation(tmp_path, orientation, upright):
+    image = Image.fromarray(PICTURE)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    assert np.array_equal(read(tmp_path, image, exif=exif), upright(PICTURE))
+
+
+def test_grayscale(tmp_path):
+    gray = PICTURE[..., 0]
+    assert np.array_equal(read(tmp_path, Image.fromarray(gray)), np.stack([gray] * 3, -1))
+
+
+def test_sixteen_bits_keep_their_brightness(tmp_path):
+    gray = np.array([[0, 257, 32896, 65535]], np.uint16)
+    assert read(tmp_path, Image.fromarray(gray))[..., 0].tolist() == [[0, 1, 128, 255]]
+    assert read(tmp_path, Image.fromarray(gray), "picture.tif")[..., 2].tolist() == [[0, 1, 128, 255]]
+
+
+def test_transparency_lies_on_white(tmp_path):
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 0], pixels[0, :, 3] = 200, (0, 255, 51)
+    seen = read(tmp_path, Image.fromarray(pixels, "RGBA"))
+    assert seen[0, 0].tolist() == [255, 255, 255]  # not the hidden red
+    assert seen[0, 1].tolist() == [200, 0, 0]
+    assert np.abs(seen[0, 2].astype(int) - [244, 204, 204]).max() <= 1
+    gray = Image.fromarray(np.array([[[0, 0], [0, 255]]], np.uint8), "LA")
+    assert read(tmp_path, gray)[..., 0].tolist() == [[255, 0]]
+
+
+def test_palettes(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    assert read(tmp_path, image).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    assert read(tmp_path, image, transparency=1).tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
+
+
+def test_cmyk_is_not_inverted(tmp_path):
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert np.abs(read(tmp_path, red, "picture.jpg", quality=95)[8, 8].astype(int) - [255, 0, 0]).max() <= 6
+
+
+def test_damaged_files_are_errors_that_the_loader_knows(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    for content in (b"", b"no image", whole[: len(whole) // 2], whole[:30]):
+        (tmp_path / "b.jpg").write_bytes(content)
+        with pytest.raises(UNREADABLE):
+            read_rgb(tmp_path / "b.jpg")
+    with pytest.raises(UNREADABLE):
+        read_rgb(tmp_path / "missing.jpg")

@@ -1,0 +1,214 @@
+"""Whole runs on a tiny network: exact resuming, refusals, broken images, losses that are not finite, fine-tuning."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+
+from classification.checkpoint import read_checkpoint, saved_steps, steps_to_delete
+from classification.report import read_log
+from classification.trainer import NonFiniteLossError, Precision, Trainer
+from cyclemlp_backbones import CheckpointError, CycleNet, load_weights
+from cyclemlp_backbones import read_checkpoint as weights
+from tests.classification.tiny import ROOT, arguments, environment, run_python, tiny_config
+
+RESUMED = {"run__save_every": 2, "optimizer__accumulate": 2, "data__batch_size": 4}
+
+
+def equal(some, others):
+    return some.keys() == others.keys() and all(np.array_equal(some[name], others[name]) for name in some)
+
+
+def log_rows(folder, event):
+    return [row for row in read_log(folder / "log.jsonl") if row["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """A run that nothing interrupts, in a process with one thread."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = run_python("-m", "classification", "train", *arguments(digits, folder, **RESUMED))
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def test_a_run_leaves_configuration_environment_log_curves_and_weights(whole):
+    names = {entry.name for entry in whole.iterdir()}
+    assert names == {
+        "best.pdparams", "checkpoints", "config.yml", "curves.png", "environment.json", "last.pdparams",
+        "last_ema.pdparams", "log.jsonl", "report.json",
+    }  # fmt: skip
+    rows = log_rows(whole, "train")
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert {"loss", "task", "lr", "grad_norm", "images_per_second", "data_wait_share", "eta_seconds"} <= rows[0].keys()
+    assert [row["images"] for row in log_rows(whole, "evaluation")] == [13, 13]
+    assert json.loads((whole / "report.json").read_text())["steps"] == 10
+    assert not equal(weights(whole / "last.pdparams"), weights(whole / "last_ema.pdparams"))
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(digits, whole, tmp_path):
+    options = [*arguments(digits, tmp_path, **RESUMED), "--resume", "auto"]
+    command = [sys.executable, "-m", "classification", "train", *options]
+    for step in (3, 6):  # in the first and in the second epoch, at no checkpoint
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                rows = log_rows(tmp_path, "train") if (tmp_path / "log.jsonl").exists() else []
+                if rows and rows[-1]["step"] >= step:
+                    break
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() in (-signal.SIGKILL, 0)
+    run = run_python(*command[1:])
+    assert run.returncode == 0, run.stderr
+    for name in ("last.pdparams", "last_ema.pdparams", "best.pdparams"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    ends = [read_checkpoint(folder / "checkpoints" / "step-00000010.safetensors") for folder in (tmp_path, whole)]
+    assert equal(ends[0].arrays, ends[1].arrays)
+    assert [entry.name for entry in tmp_path.rglob("*.part")] == []
+
+
+def test_left_at_any_step_and_resumed_ends_the_same(digits, tmp_path):
+    changes = {**RESUMED, "run__save_every": 1, "run__keep": 100}
+    reference = tiny_config(digits, tmp_path / "whole", **changes)
+    Trainer(reference).run()
+    for step in range(1, 10):
+        start = str(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}.safetensors")
+        resumed = tiny_config(digits, tmp_path / str(step), **changes, run__resume=start)
+        Trainer(resumed).run()
+        for name in ("last.pdparams", "last_ema.pdparams"):
+            pair = weights(tmp_path / str(step) / name), weights(tmp_path / "whole" / name)
+            assert max(np.abs(pair[0][key] - pair[1][key]).max() for key in pair[1]) == 0, (step, name)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(digits, whole, tmp_path):
+    path = whole / "checkpoints" / "step-00000010.safetensors"
+    changed = {**RESUMED, "mix__mixup": 0.3, "schedule__epochs": 3, "run__resume": str(path)}
+    differing = r"(?s)mix.mixup: 0.8 in the checkpoint, 0.3 now.*schedule.epochs: 2"
+    with pytest.raises(CheckpointError, match=differing) as refused:
+        Trainer(tiny_config(digits, tmp_path, **changed))
+    assert "run.output" not in str(refused.value).split("set these")[0]
+    shorter = tmp_path / "shorter.txt"
+    shorter.write_text("".join((digits / "train.txt").read_text().splitlines(keepends=True)[:-1]))
+    changed = {**RESUMED, "run__resume": str(path), "data__train_list": str(shorter)}
+    with pytest.raises(CheckpointError, match="training list: '40 images"):
+        Trainer(tiny_config(digits, tmp_path, **changed))
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((whole / "checkpoints" / "step-00000010.safetensors").read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_rotation_keeps_the_last_and_the_best(digits, tmp_path):
+    assert steps_to_delete([2, 4, 6, 8], keep=2, best=4) == [2]
+    assert steps_to_delete([2, 4], keep=3, best=None) == []
+    Trainer(tiny_config(digits, tmp_path, run__save_every=1, run__keep=2)).run()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert saved_steps(tmp_path / "checkpoints") == sorted({9, 10} | {report["best"]["step"]})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(digits, tmp_path):
+    def diverging(folder, **changes):
+        trainer = Trainer(tiny_config(digits, folder, **changes))
+        trainer.model.register_forward_post_hook(
+            lambda layer, _, logits: logits * float("nan") if layer.training and trainer.step in (2, 4) else logits
+        )
+        return trainer
+
+    with pytest.raises(NonFiniteLossError, match=r"step 2: the loss is not finite.*learning rate"):
+        diverging(tmp_path / "stops").run()
+    described = json.loads((tmp_path / "stops" / "nonfinite-step-00000002-process-0.json").read_text())
+    assert described["step"] == 2
+    assert len(described["forwards"][0]["images"]) == 8
+    assert diverging(tmp_path / "skips", run__skip_nonfinite=2).run()["skipped_steps"] == 2
+    assert all(np.isfinite(value).all() for value in weights(tmp_path / "skips" / "last.pdparams").values())
+
+
+def test_broken_images_fail_the_run_past_their_share(digits, tmp_path):
+    import shutil
+
+    shutil.copytree(digits / "train", tmp_path / "train")
+    first = (digits / "train.txt").read_text().split()[0]
+    (tmp_path / "train" / first).write_bytes(b"broken")
+    changes = {"data__train_images": str(tmp_path / "train"), "data__repeats": 1, "run__output": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=f"1 of 40 images cannot be read.*{first}"):
+        Trainer(tiny_config(digits, tmp_path / "run", **changes)).run()
+    trainer = Trainer(tiny_config(digits, tmp_path / "run", **changes, data__max_broken=0.05))
+    assert trainer.run()["broken_images"] == 1
+    assert log_rows(tmp_path / "run", "broken")[-1]["count"] == 1
+
+
+def test_fine_tuning_at_another_class_count_replaces_the_head_on_purpose(digits, whole, tmp_path, caplog):
+    start = str(whole / "last.pdparams")
+    same = Trainer(tiny_config(digits, tmp_path / "same", model__pretrained=start))
+    assert equal({name: value.numpy() for name, value in same.model.state_dict().items()}, weights(start))
+    changes = {"model__pretrained": start, "model__num_classes": 12, "data__input_size": 48}
+    with pytest.raises(CheckpointError, match=r"(?s)head.weight.*model.replace_head: true"):
+        Trainer(tiny_config(digits, tmp_path / "refused", **changes))
+    with caplog.at_level("INFO"):
+        tuned = Trainer(tiny_config(digits, tmp_path / "tuned", **changes, model__replace_head=True))
+    assert "the head is replaced: 12 classes" in caplog.text
+    assert np.array_equal(tuned.model.norm.weight.numpy(), weights(start)["norm.weight"])
+    assert tuned.run()["head_replaced"] is True
+
+
+def test_recompute_ends_with_the_same_weights(digits, tmp_path):
+    for name, recompute in (("plain", False), ("recompute", True)):
+        Trainer(tiny_config(digits, tmp_path / name, model__use_recompute=recompute)).run()
+    plain, recomputed = (weights(tmp_path / name / "last.pdparams") for name in ("plain", "recompute"))
+    assert max(np.abs(plain[name] - recomputed[name]).max() for name in plain) < 1e-5
+
+
+def test_weights_go_into_the_backbone(whole):
+    backbone = CycleNet([1, 1, 1, 1], [8, 16, 24, 32], [2, 2, 2, 2])
+    report = load_weights(backbone, whole / "best.pdparams")
+    assert {"norm.weight", "head.weight"} <= set(report.skipped)
+
+
+def test_mixed_precision_is_left_out_on_a_cpu_and_said(digits, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        precision = Precision(tiny_config(digits, tmp_path, amp__dtype="float16", amp__level="O2"))
+    assert (precision.dtype, precision.half_weights, precision.scaler.scale) == ("none", False, 1.0)
+    assert "amp.dtype float16 is left out" in caplog.text
+
+
+def test_one_step_equals_adamw_in_float64(digits, tmp_path):
+    """The trainer's first step from the gradients of a float64 copy of the network."""
+    changes = {"mix__mixup": 0.0, "mix__cutmix": 0.0, "model__drop_path_rate": 0.0, "optimizer__clip_norm": 0.5}
+    trainer = Trainer(tiny_config(digits, tmp_path, **changes))
+    before = {name: value.numpy().astype(np.float64) for name, value in trainer.model.state_dict().items()}
+    paddle.set_default_dtype("float64")
+    try:
+        twin = CycleNet([1, 1, 1, 1], [8, 16, 24, 32], [2, 2, 2, 2], num_classes=10)
+    finally:
+        paddle.set_default_dtype("float32")
+    for name, parameter in twin.named_parameters():
+        parameter.set_value(before[name])
+    images, labels, _, _ = next(trainer._forwards())
+    logits = twin(images.astype("float64"))
+    shifted = logits - logits.max(1, keepdim=True)
+    log_probabilities = shifted - shifted.exp().sum(1, keepdim=True).log()
+    targets = np.full((8, 10), 0.01)
+    targets[np.arange(8), labels.numpy()] += 0.9
+    loss = -(paddle.to_tensor(targets) * log_probabilities).sum(1).mean()
+    loss.backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in twin.named_parameters()}
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+    lr = trainer._lr(0) or 1e-6
+    trainer.parallel.train()
+    values = trainer._train_step([next(trainer._forwards())], lr)
+    assert values["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert values["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    after = {name: value.numpy() for name, value in trainer.model.state_dict().items()}
+    for name, gradient in gradients.items():
+        gradient = gradient * min(1, 0.5 / norm)
+        decay = 0.05 if gradient.ndim > 1 else 0.0
+        # First step of AdamW: both moments are corrected to the gradient and its square.
+        expected = before[name] * (1 - lr * decay) - lr * gradient / (np.abs(gradient) + 1e-8)
+        meaningful = np.abs(gradient) > 1e-6
+        assert np.abs(after[name] - expected)[meaningful].max(initial=0) < 1e-3 * lr + 2e-7, name
