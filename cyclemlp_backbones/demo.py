@@ -41,8 +41,8 @@ MAX_SCENES = 100_000
 _DIGITS_OF = {"train": slice(0, 1347), "val": slice(1347, 1797)}
 _COLUMNS_OF = {"train": slice(0, 400), "val": slice(416, 640)}  # of the photographs, which are 640 wide
 _CROP_SIDES = (96, 224)  # of the photographs, in pixels, before resizing
-_HEIGHTS = (0.4, 0.62)  # of a digit's 8 rows, as a share of the scene; the strokes fill most of it
-_HEIGHTS_ALONE = (0.6, 0.95)  # where a scene has one digit only
+_HEIGHTS = (0.7, 0.95)  # of a digit's 8 rows, as a share of its cell; the strokes fill most of it
+_OVERHANG = 0.25  # share of a cell by which a digit may reach into the neighbouring ones
 _MOST_HIDDEN = 0.25  # share of a digit that later ones may cover
 _PLACEMENTS = 20  # tries before a digit that would hide too much is left out
 
@@ -81,31 +81,35 @@ class Scene:
         return ids
 
 
-def make_scene(split: str, index: int, *, size: int = 128, seed: int = 0, max_digits: int = 3) -> Scene:
-    """Scene `index` of a split: 1 to `max_digits` digits on a photograph, `size` x `size` pixels.
+def make_scene(
+    split: str, index: int, *, size: int = 128, seed: int = 0, min_digits: int = 1, max_digits: int = 4
+) -> Scene:
+    """Scene `index` of a split: `min_digits` to `max_digits` digits on a photograph, `size` x `size` pixels.
 
-    The first digit's value is `index % 10`, so ten scenes show all classes. With `max_digits` 1 the digit fills most of
-    the picture: an image to classify. Later digits lie over earlier ones and hide at most a quarter of each.
+    The digits stand in a loose grid: one fills the picture, up to 4 have a quarter each, up to 9 a ninth. The first
+    one's value is `index % 10`, so that ten scenes show all classes. Later digits lie over earlier ones and hide at
+    most a quarter of each.
     Raises ValueError for a value that is not allowed, ImportError without scikit-learn.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     check_integer("size", size, MIN_SIZE, MAX_SIZE)
     check_integer("max_digits", max_digits, 1, 9)
+    check_integer("min_digits", min_digits, 1, max_digits)
     check_integer("seed", seed, 0, 2**32 - 1)
     check_integer("index", index, 0, 2**32 - 1)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     image = _background(rng, split, size)
     digits: list[Digit] = []
     full_areas: list[int] = []
-    for position in range(int(rng.integers(1, max_digits + 1))):
+    cells = _cells(rng, size, max_digits)
+    for position in range(int(rng.integers(min_digits, max_digits + 1))):
         value = index % 10 if position == 0 else int(rng.integers(10))
-        alpha = _stroke(rng, split, value, size, _HEIGHTS_ALONE if max_digits == 1 else _HEIGHTS)
-        placed = _place(rng, alpha, size, digits, full_areas)
-        if placed is None:
+        alpha = _place(rng, split, value, size, cells[position], digits, full_areas)
+        if alpha is None:
             continue
-        mask = placed >= 128
-        _paint(rng, image, placed, mask)
+        mask = alpha >= 128
+        _paint(rng, image, alpha, mask)
         digits = [Digit(digit.value, digit.mask & ~mask) for digit in digits] + [Digit(value, mask)]
         full_areas.append(int(mask.sum()))
     return Scene(image, tuple(digits))
@@ -154,28 +158,50 @@ def _background(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
     return (image.astype(np.uint16) // 2).astype(np.uint8)  # dimmed, so that every digit can be brighter
 
 
-def _stroke(rng: np.random.Generator, split: str, value: int, size: int, heights: tuple[float, float]) -> np.ndarray:
-    """The opacity of one enlarged digit, uint8 [h, w], cut to where it is visible."""
+def _cells(rng: np.random.Generator, size: int, max_digits: int) -> list[tuple[int, int, int]]:
+    """The cells (top, left, side) of a loose grid, shuffled: the whole scene for one digit, else 2 x 2 or 3 x 3."""
+    cells_a_row = next(number for number in (1, 2, 3) if number**2 >= max_digits)
+    side = size // cells_a_row
+    corners = [(row * side, column * side, side) for row in range(cells_a_row) for column in range(cells_a_row)]
+    return [corners[number] for number in rng.permutation(len(corners))]
+
+
+def _stroke(rng: np.random.Generator, split: str, value: int, side: int) -> np.ndarray:
+    """The opacity of one digit, enlarged for a cell of `side` pixels, uint8 [h, w], cut to where it is visible."""
     from PIL import Image
 
     indices = digit_indices(split, value)
     pixels = np.pad(_sources()[0][indices[rng.integers(len(indices))]], 1)  # room for the strokes to fade out
-    low, high = (int(share * size) * 10 // 8 for share in heights)
+    low, high = (int(share * side) * 10 // 8 for share in _HEIGHTS)
     height = int(rng.integers(low, high + 1))
     width = height * int(rng.integers(85, 116)) // 100
     grey = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int32)
-    opacity = np.clip((grey - 75) * 255 // 80, 0, 255)
-    opacity = opacity[opacity.any(1)][:, opacity.any(0)]
-    return opacity[:size, :size].astype(np.uint8)
+    opacity = np.clip((grey - 75) * 255 // 80, 0, 255).astype(np.uint8)
+    return opacity[opacity.any(1)][:, opacity.any(0)]
 
 
-def _place(rng: np.random.Generator, alpha: np.ndarray, size: int, digits: list[Digit], full_areas: list[int]) -> np.ndarray | None:
-    """`alpha` at a random place of a scene, uint8 [S, S], that leaves earlier digits visible; None if none was found."""
-    height, width = alpha.shape
+def _place(
+    rng: np.random.Generator,
+    split: str,
+    value: int,
+    size: int,
+    cell: tuple[int, int, int],
+    digits: list[Digit],
+    full_areas: list[int],
+) -> np.ndarray | None:
+    """The opacity of a digit in its cell, uint8 [S, S], that leaves earlier ones visible; None if there is no room."""
+    *corner, side = cell
+    alpha = _stroke(rng, split, value, side)
+    overhang = int(_OVERHANG * side) if side < size else 0
     for _ in range(_PLACEMENTS):
-        top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
+        start = []
+        for first, length in zip(corner, alpha.shape):
+            low = max(0, first - overhang)
+            high = min(size, first + side + overhang) - length
+            start.append(int(rng.integers(low, max(low, high) + 1)))
         placed = np.zeros((size, size), np.uint8)
-        placed[top : top + height, left : left + width] = alpha
+        window = placed[start[0] : start[0] + alpha.shape[0], start[1] : start[1] + alpha.shape[1]]
+        window[:] = alpha[: window.shape[0], : window.shape[1]]
         uncovered = placed < 128
         if all((digit.mask & uncovered).sum() >= (1 - _MOST_HIDDEN) * area for digit, area in zip(digits, full_areas)):
             return placed
@@ -195,7 +221,7 @@ def _paint(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, mask:
 class DemoSettings:
     """What `write_demo_data` writes: `train` and `val` scenes of `size` x `size` pixels, see `make_scene`, in a format.
 
-    `max_digits` None is 3, or 1 for the format imagenet, which takes nothing else. Raises ValueError for what is not allowed.
+    `max_digits` None is 4, or 1 for the format imagenet, which takes nothing else. What is not allowed is a ValueError.
     """
 
     format: str
@@ -210,7 +236,7 @@ class DemoSettings:
             raise ValueError(f"unknown format {self.format!r}; choose from {', '.join(FORMATS)}")
         alone = self.format == "imagenet"
         if self.max_digits is None:
-            object.__setattr__(self, "max_digits", 1 if alone else 3)
+            object.__setattr__(self, "max_digits", 1 if alone else 4)
         check_integer("train", self.train, 1, MAX_SCENES)
         check_integer("val", self.val, 1, MAX_SCENES)
         check_integer("size", self.size, MIN_SIZE, MAX_SIZE)
@@ -238,24 +264,29 @@ def write_demo_data(
     """Writes both splits into `folder`, the same bytes whatever the number of `workers` (threads).
 
     seg: `images/SPLIT/*.png`, `annotations/SPLIT/*.png` (pixel = class id), `train.txt`, `val.txt`, `labels.txt`, as
-    PaddleSeg's `Dataset` reads them. coco: `SPLIT/*.png`, `annotations/instances_SPLIT.json`; masks are uncompressed RLE
-    of the visible pixels, category ids the class ids. imagenet: `SPLIT/n00000007/n00000007_000017.png` for a 7, with
-    folders in the manner of synsets, `train.txt`, `val.txt` with `name label` a line and `map_to_10.txt` with `synset label`.
+    PaddleSeg's `Dataset` reads them.
+    coco: `SPLIT/*.png`, `annotations/instances_SPLIT.json`; masks are uncompressed RLE of the visible pixels, category
+    ids the class ids.
+    imagenet: `SPLIT/n00000007/n00000007_000017.png` for a 7, with folders in the manner of synsets, `train.txt` and
+    `val.txt` with `name label` a line, `map_to_10.txt` with `synset label`.
 
-    A folder that is not empty is an error (FileExistsError) unless `force`, which replaces what an earlier call wrote and
-    leaves other files alone. An interrupted run is never taken for a complete one: see `is_complete`. `progress` wraps
-    the iterable of scenes, as tqdm does.
+    A folder that is not empty is an error (FileExistsError) unless `force`, which replaces what an earlier call wrote
+    and leaves other files alone. An interrupted run is never taken for a complete one: see `is_complete`. `progress`
+    wraps the iterable of scenes, as tqdm does.
     """
     check_integer("workers", workers, 1, 64)
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not force:
-        raise FileExistsError(f"{folder} is not empty; choose another folder, or --force to replace the demo data in it")
+        raise FileExistsError(
+            f"{folder} is not empty; choose another folder, or --force to replace the demo data in it"
+        )
     _start(folder, settings)
-    write_scene, finish = {
+    writers: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
         "seg": (_write_seg_scene, _finish_seg),
         "coco": (_write_coco_scene, _finish_coco),
         "imagenet": (_write_imagenet_scene, _finish_imagenet),
-    }[settings.format]
+    }
+    write_scene, finish = writers[settings.format]
 
     def write(split_and_index: tuple[str, int]) -> Any:
         split, index = split_and_index

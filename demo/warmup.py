@@ -28,7 +28,7 @@ def warm_up(
 ) -> float:
     """Trains a classifier of the ten digits, small images first, and saves it to `path` (.pdparams).
 
-    One AdamW run with linear warm-up and cosine decay over all phases. Returns its accuracy on 400 held-out images, 0 to 1.
+    One AdamW run with linear warm-up and cosine decay over all phases. Returns its accuracy on held-out images, 0 to 1.
     """
     paddle.seed(seed)
     model = build_classifier(variant, num_classes=10, drop_path_rate=0.0)
