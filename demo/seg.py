@@ -60,7 +60,7 @@ DIGITS = 1
 """Most digits of a scene: one fills most of it, as in the warm-up; smaller ones were not learnt in this time."""
 
 SCHEDULES = {
-    "b0": Schedule(3000, 240, 64, (Phase(64, 32, 500),), least_gain=0.2, least_classes=8),
+    "b0": Schedule(3000, 240, 64, (Phase(64, 32, 400),), least_gain=0.2, least_classes=8),
     "b1": Schedule(3000, 240, 64, (Phase(64, 32, 200),), least_gain=0.05, least_classes=3),
 }
 SMOKE = Schedule(600, 40, 64, (Phase(64, 32, 150),), least_gain=0.02, least_classes=2, iterations=150)
