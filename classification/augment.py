@@ -23,7 +23,7 @@ def random_resized_crop_box(
     """A random box (top, left, height, width): its share of the area from `scale`, its width / height from `ratio`,
     log-uniform (Szegedy et al., 2015). After ten boxes that do not fit, the central one with the nearest ratio."""
     for _ in range(_TRIES):
-        area = width * height * rng.uniform(*scale)
+        area = width * height * rng.uniform(scale[0], scale[1])
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -75,7 +75,8 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         augment = self.augment
-        box = random_resized_crop_box(*image.size, rng, scale=augment.scale, ratio=augment.ratio)
+        width, height = image.size
+        box = random_resized_crop_box(width, height, rng, scale=augment.scale, ratio=augment.ratio)
         image = F.resize(F.crop(image, *box), (self.size, self.size), augment.interpolation)
         if rng.random() < augment.flip:
             image = F.hflip(image)

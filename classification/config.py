@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -305,20 +305,18 @@ def _build(cls: type[_T], tree: Any, where: str) -> _T:
         if key not in names:
             raise ValueError(f"unknown key {full!r}; {_nearest(str(key), names, where)}")
         hint = hints[str(key)]
-        values[str(key)] = _build(hint, value, full) if is_dataclass(hint) else _convert(value, hint, full)
+        values[str(key)] = _build(hint, value, full) if not where else _convert(value, hint, full)
     return cls(**values)
 
 
 def _nearest(key: str, names: list[str], where: str) -> str:
     close = difflib.get_close_matches(key, names, 1, cutoff=0.5)
-    if not where:
-        section = next(
-            (item.name for item in fields(Config) if key in typing.get_type_hints(item.default_factory)), None
-        )  # type: ignore[arg-type]
-        close = close or ([f"{section}.{key}"] if section else [])
-    prefix = f"{where}." if where else ""
     if close:
-        return f"did you mean {prefix}{close[0]!r}?" if not where else f"did you mean {prefix + close[0]!r}?"
+        return f"did you mean {(f'{where}.' if where else '') + close[0]!r}?"
+    sections = typing.get_type_hints(Config)
+    section = None if where else next((name for name in names if key in typing.get_type_hints(sections[name])), None)
+    if section:
+        return f"did you mean {f'{section}.{key}'!r}?"
     return f"the keys {f'of {where} ' if where else ''}are {', '.join(names)}"
 
 

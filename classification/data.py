@@ -101,7 +101,7 @@ def read_folders(root: str | os.PathLike, *, num_classes: int, class_map: str | 
 
 def image_names(folder: str | os.PathLike) -> list[str]:
     """The names of the image files in a folder, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES))
+    return sorted(entry.name for entry in Path(folder).iterdir() if entry.name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def read_samples(
@@ -128,7 +128,7 @@ class TrainDataset(paddle.io.Dataset):
         super().__init__()
         self.samples, self.transform, self.seed = samples, transform, seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.int64]:
         epoch, index, repetition = key
         rng = generator(self.seed, SAMPLE, epoch, index, repetition)
         for tried in range(len(self.samples)):
@@ -152,7 +152,7 @@ class EvalDataset(paddle.io.Dataset):
         super().__init__()
         self.samples, self.transform = samples, transform
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.int64, np.int64, np.int64]:
         label = np.int64(self.samples.labels[index])
         try:
             array = self.transform(read_rgb(self.samples.path(index)))

@@ -34,7 +34,7 @@ class RunLog:
         self._writer: Any = None
         if enabled and visualdl:
             try:
-                from visualdl import LogWriter
+                from visualdl import LogWriter  # type: ignore[import-untyped]
             except ImportError as error:
                 raise ImportError("run.visualdl is true: pip install visualdl, or set it to false") from error
             self._writer = LogWriter(logdir=str(folder / "visualdl"))

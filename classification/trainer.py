@@ -234,7 +234,7 @@ class Trainer:
         config = self.config.mix
         targets = smooth_one_hot(labels, self.config.model.num_classes, config.smoothing)
         rng = generator(self.config.run.seed, MIX, self.step, position, self.world.rank)
-        mix = draw_mix(*(images.shape[axis] for axis in (0, 2, 3)), config, rng)
+        mix = draw_mix(images.shape[0], images.shape[2], images.shape[3], config, rng)
         if mix is None:
             return images, targets, None
         return mix_images(images, mix), mix_targets(targets, mix), mix
