@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from classification.images import UNREADABLE, read_rgb
 
@@ -59,7 +59,10 @@ def test_cmyk_is_not_inverted(tmp_path):
     assert np.abs(read(tmp_path, red, "picture.jpg", quality=95)[8, 8].astype(int) - [255, 0, 0]).max() <= 6
 
 
-def test_damaged_files_are_errors_that_the_loader_knows(tmp_path):
+def test_damaged_files_are_errors_that_the_loader_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        ImageFile, "LOAD_TRUNCATED_IMAGES", False
+    )  # Pillow's own; importing ppdet sets it for the process
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a.jpg")
     whole = (tmp_path / "a.jpg").read_bytes()
     for content in (b"", b"no image", whole[: len(whole) // 2], whole[:30]):
