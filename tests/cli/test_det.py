@@ -332,7 +332,7 @@ def test_interrupt_names_the_checkpoint_to_resume_from(config):
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=REPOSITORY
     ) as process:
         try:
-            for _ in range(600):
+            for _ in range(3000):
                 if (folder / "1.pdopt").exists() or process.poll() is not None:
                     break
                 time.sleep(0.1)
