@@ -77,7 +77,7 @@ def test_reading_a_png_needs_zlib_before_paddle_only_where_it_is_reported(tmp_pa
     assert "decoded" in python("-c", f"import cyclemlp_backbones; {decode}", cwd=tmp_path).stdout
     late = [sys.executable, "-c", f"import paddle; {decode}"]
     try:
-        survives = "decoded" in subprocess.run(late, capture_output=True, text=True, timeout=30, check=False).stdout
+        survives = "decoded" in subprocess.run(late, capture_output=True, text=True, timeout=120, check=False).stdout
     except subprocess.TimeoutExpired:
         survives = False
     assert survives == (expected_status("zlib_order") == "not needed")

@@ -55,7 +55,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(digits, one, tmp_path):
     )
     options = arguments(digits, tmp_path / "two", **PLAIN, data__batch_size=2, optimizer__accumulate=2)
     command = launch(tmp_path / "log", "--nproc_per_node", "2", str(script), *options)
-    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400, check=False)
     assert run.returncode == 0, run.stdout + (tmp_path / "log" / "workerlog.1").read_text()
     ranks = [weights(tmp_path / "two" / f"rank{rank}.pdparams") for rank in range(2)]
     assert all(np.array_equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
@@ -75,7 +75,7 @@ def test_two_nodes_on_loopback(digits, one, tmp_path):
             subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
     try:
-        codes = [node.wait(timeout=150) for node in nodes]
+        codes = [node.wait(timeout=400) for node in nodes]
     finally:
         for node in nodes:
             node.kill()

@@ -283,7 +283,7 @@ def test_interrupt_names_the_checkpoint_to_resume_from(config):
     command = [sys.executable, "-m", "cyclemlp_backbones", "seg", "train", *map(str, flags)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
-            for _ in range(600):
+            for _ in range(3000):
                 if (out / "iter_2" / "model.pdopt").exists() or process.poll() is not None:
                     break
                 time.sleep(0.1)
