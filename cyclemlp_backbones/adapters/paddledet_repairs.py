@@ -26,7 +26,8 @@ from paddle import Tensor
 from PIL import ImageDraw
 from ppdet.engine.trainer import Trainer
 from ppdet.modeling import ops
-from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess, paste_mask
+from ppdet.modeling.heads.mask_head import MaskHead
+from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
 from ppdet.modeling.proposal_generator import target
 from ppdet.modeling.proposal_generator.rpn_head import RPNHead
 
@@ -182,14 +183,8 @@ def _proposals_count_by_slicing() -> bool:
 
 
 def _repair_proposals() -> None:
-    original = RPNHead._gen_proposal
-
-    def gen_proposal(self: Any, scores: Any, bbox_deltas: Any, anchors: Any, inputs: Any) -> Any:
-        if self.export_onnx:
-            return original(self, scores, bbox_deltas, anchors, inputs)
-        return paddledet_static.gen_proposal(self, scores, bbox_deltas, anchors, inputs)
-
-    RPNHead._gen_proposal = gen_proposal
+    paddledet_static.ORIGINALS["gen_proposal"] = RPNHead._gen_proposal
+    RPNHead._gen_proposal = paddledet_static.gen_proposal_or_onnx
 
 
 def _predictions_index_counts() -> bool:
@@ -197,20 +192,12 @@ def _predictions_index_counts() -> bool:
 
 
 def _repair_predictions() -> None:
-    original_get_pred, original_paste = BBoxPostProcess.get_pred, MaskPostProcess.__call__
-
-    def get_pred(self: Any, bboxes: Any, bbox_num: Any, im_shape: Any, scale_factor: Any) -> Any:
-        if self.export_eb or self.export_onnx:
-            return original_get_pred(self, bboxes, bbox_num, im_shape, scale_factor)
-        return paddledet_static.get_pred(self, bboxes, bbox_num, im_shape, scale_factor)
-
-    def paste(self: Any, mask_out: Any, bboxes: Any, bbox_num: Any, origin_shape: Any) -> Any:
-        if self.export_onnx or self.assign_on_cpu:
-            return original_paste(self, mask_out, bboxes, bbox_num, origin_shape)
-        return paddledet_static.paste_masks(self, mask_out, bboxes, bbox_num, origin_shape, paste_mask)
-
-    BBoxPostProcess.get_pred = get_pred
-    MaskPostProcess.__call__ = paste
+    paddledet_static.ORIGINALS.update(
+        get_pred=BBoxPostProcess.get_pred, paste=MaskPostProcess.__call__, forward_test=MaskHead.forward_test
+    )
+    BBoxPostProcess.get_pred = paddledet_static.get_pred_or_onnx
+    MaskPostProcess.__call__ = paddledet_static.paste_masks_or_onnx
+    MaskHead.forward_test = paddledet_static.predict_masks
 
 
 REPAIRS = (
@@ -253,7 +240,7 @@ REPAIRS = (
     ),
     Repair(
         "static_predictions",
-        "BBoxPostProcess and MaskPostProcess do not translate to a static graph, and mix up the images of a batch",
+        "predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch",
         _predictions_index_counts,
         _repair_predictions,
     ),

@@ -11,6 +11,43 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
+from ppdet.modeling.post_process import paste_mask
+
+ORIGINALS: dict[str, Callable] = {}
+"""PaddleDetection's own methods by name, for what is not replaced: exports for ONNX and for edge boards.
+
+They stand in a module's variable, since the translation of Paddle 2.6 does not see a function's enclosing ones.
+"""
+
+
+def gen_proposal_or_onnx(self: Any, scores: Any, bbox_deltas: Any, anchors: Any, inputs: Any) -> Any:
+    """In the place of `RPNHead._gen_proposal`."""
+    if self.export_onnx:
+        return ORIGINALS["gen_proposal"](self, scores, bbox_deltas, anchors, inputs)
+    return gen_proposal(self, scores, bbox_deltas, anchors, inputs)
+
+
+def get_pred_or_onnx(self: Any, bboxes: Any, bbox_num: Any, im_shape: Any, scale_factor: Any) -> Any:
+    """In the place of `BBoxPostProcess.get_pred`."""
+    if self.export_eb or self.export_onnx:
+        return ORIGINALS["get_pred"](self, bboxes, bbox_num, im_shape, scale_factor)
+    return get_pred(self, bboxes, bbox_num, im_shape, scale_factor)
+
+
+def predict_masks(
+    self: Any, body_feats: Any, rois: Any, rois_num: Any, scale_factor: Any, feat_func: Any = None
+) -> Any:
+    """In the place of `MaskHead.forward_test`: a mask also for the box that stands in for none."""
+    if not self.export_onnx:
+        rois, rois_num, _ = fill_empty(rois, rois_num)
+    return ORIGINALS["forward_test"](self, body_feats, rois, rois_num, scale_factor, feat_func)
+
+
+def paste_masks_or_onnx(self: Any, mask_out: Any, bboxes: Any, bbox_num: Any, origin_shape: Any) -> Any:
+    """In the place of `MaskPostProcess.__call__`."""
+    if self.export_onnx or self.assign_on_cpu:
+        return ORIGINALS["paste"](self, mask_out, bboxes, bbox_num, origin_shape)
+    return paste_masks(mask_out, bboxes, origin_shape, self.binary_thresh)
 
 
 def gen_proposal(
@@ -43,15 +80,11 @@ def gen_proposal(
     return rois, paddle.concat(counts)
 
 
-def get_pred(
-    self: Any, bboxes: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`BBoxPostProcess.get_pred`: boxes in the original images' pixels, clipped to them.
+def fill_empty(bboxes: Tensor, bbox_num: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives each image without a box one of score 0, as several operators want at least one.
 
-    `bboxes` [R, 6] (label, score, x1, y1, x2, y2) of all images in a row, `bbox_num` [N] how many each has, `im_shape`
-    [N, 2] (height, width) of the resized images, `scale_factor` [N, 2] (y, x). An image without a box gets one with
-    score 0. Returns the boxes before rescaling and after it, both [R', 6], and their numbers [N]; the label of a box
-    that clipping leaves empty is -1.
+    `bboxes` [R, 6] (label, score, x1, y1, x2, y2) of all images in a row, `bbox_num` [N] how many each has. Returns the
+    boxes [R', 6], their numbers [N], and the image of each box, int64 [R'].
     """
     counts = bbox_num.astype("int64")
     filled = paddle.maximum(counts, paddle.ones_like(counts))
@@ -61,10 +94,21 @@ def get_pred(
     position = position - paddle.gather(paddle.cumsum(filled) - filled, image_of_box)
     source = paddle.gather(paddle.cumsum(counts) - counts, image_of_box) + position
     stand_in = paddle.to_tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]], dtype="float32").astype(bboxes.dtype)
-    number_of_boxes = paddle.shape(bboxes)[0].astype("int64")
-    source = paddle.where(paddle.gather(counts, image_of_box) == 0, paddle.zeros_like(source) + number_of_boxes, source)
-    bboxes = paddle.gather(paddle.concat([bboxes, stand_in]), source)
+    index_of_stand_in = paddle.zeros_like(source) + paddle.shape(bboxes)[0].astype("int64")
+    source = paddle.where(paddle.gather(counts, image_of_box) == 0, index_of_stand_in, source)
+    return paddle.gather(paddle.concat([bboxes, stand_in]), source), filled.astype(bbox_num.dtype), image_of_box
 
+
+def get_pred(
+    self: Any, bboxes: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`BBoxPostProcess.get_pred`: boxes in the original images' pixels, clipped to them.
+
+    `bboxes` and `bbox_num` as for `fill_empty`, `im_shape` [N, 2] (height, width) of the resized images, `scale_factor`
+    [N, 2] (y, x). Returns the filled boxes before rescaling and after it, both [R', 6], and their numbers [N]. The
+    label of a box that clipping leaves empty is -1.
+    """
+    bboxes, bbox_num, image_of_box = fill_empty(bboxes, bbox_num)
     original = paddle.floor(im_shape / scale_factor + 0.5)
     limits = paddle.gather(original, image_of_box)
     self.origin_shape_list = limits  # what get_origin_shape gives: height and width for every box
@@ -77,35 +121,24 @@ def get_pred(
     visible = paddle.logical_and(corners[2] > corners[0], corners[3] > corners[1])
     label = bboxes[:, 0:1]
     label = paddle.where(visible, label, paddle.ones_like(label) * -1)
-    return bboxes, paddle.concat([label, bboxes[:, 1:2], *corners], axis=1), filled.astype(bbox_num.dtype)
+    return bboxes, paddle.concat([label, bboxes[:, 1:2], *corners], axis=1), bbox_num
 
 
-def paste_masks(
-    self: Any,
-    mask_out: Tensor,
-    bboxes: Tensor,
-    bbox_num: Tensor,
-    origin_shape: Tensor,
-    paste: Callable[..., Tensor],
-) -> Tensor:
+def paste_masks(mask_out: Tensor, bboxes: Tensor, origin_shape: Tensor, threshold: float) -> Tensor:
     """`MaskPostProcess.__call__`: the masks of the boxes in the original images' pixels, int32 [R, H, W] of 0 and 1.
 
-    `mask_out` [M, 28, 28] are probabilities for the boxes of `bboxes` [R, 6] with a score above 0, in their order;
-    the others, which stand in for images without a box, get empty masks. `origin_shape` [R, 2] is the height and width
-    of each box's image; H and W are the largest, and what lies outside a smaller image is -1. `paste` is
-    PaddleDetection's `paste_mask`.
+    `mask_out` [R, 28, 28] are probabilities for the boxes `bboxes` [R, 6]; those of score 0, which stand in for images
+    without a box, get empty masks. `origin_shape` [R, 2] is the height and width of each box's image; H and W are the
+    largest, and what lies outside a smaller image is -1.
     """
-    detected = bboxes[:, 1] > 0
-    row = paddle.cumsum(detected.astype("int64")) - 1
-    masks = paddle.gather(mask_out, paddle.maximum(row, paddle.zeros_like(row)))
     origin_shape = paddle.cast(origin_shape, "int32")
     height, width = paddle.max(origin_shape[:, 0]), paddle.max(origin_shape[:, 1])
-    pasted = paste(masks.unsqueeze(1), bboxes[:, 2:6], height, width, False)
-    covered = paddle.logical_and(pasted >= self.binary_thresh, detected.reshape([-1, 1, 1]))
+    pasted = paste_mask(mask_out.unsqueeze(1), bboxes[:, 2:6], height, width, False)
+    detected = (bboxes[:, 1] > 0).reshape([-1, 1, 1])
+    covered = paddle.logical_and(pasted >= threshold, detected).astype("int32")
     rows = paddle.arange(0, height, dtype="int32").reshape([1, -1, 1])
     columns = paddle.arange(0, width, dtype="int32").reshape([1, 1, -1])
     inside = paddle.logical_and(
         rows < origin_shape[:, 0].reshape([-1, 1, 1]), columns < origin_shape[:, 1].reshape([-1, 1, 1])
     )
-    covered = covered.astype("int32")
     return paddle.where(inside, covered, -paddle.ones_like(covered))
