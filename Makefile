@@ -12,12 +12,13 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke test lint clean
+.PHONY: help demo demo-smoke demo-det test lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
 	@echo "make test         run the tests"
 	@echo "make demo-smoke   the demo in a minute or two"
+	@echo "make demo-det     train, evaluate and picture RetinaNet and Mask R-CNN on the same images (VARIANT=b1)"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove .venv and output"
 
@@ -37,6 +38,9 @@ demo: .venv/installed
 
 demo-smoke: .venv/installed
 	.venv/bin/python demo/seg.py --variant $(VARIANT) --out output/demo-smoke --smoke
+
+demo-det: .venv/installed
+	.venv/bin/python demo/det.py --variant $(VARIANT) --out output/demo-det
 
 test: .venv/installed
 	.venv/bin/python -m pytest
