@@ -284,7 +284,7 @@ def test_interrupt_names_the_checkpoint_to_resume_from(config):
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             for _ in range(3000):
-                # The later of two may be half written, the earlier is whole; which two differs, since old ones are deleted.
+                # The later of two may be half written, the earlier is whole; old ones are deleted.
                 if len(list(out.glob("iter_*/model.pdopt"))) >= 2 or process.poll() is not None:
                     break
                 time.sleep(0.1)
