@@ -1,4 +1,4 @@
-"""`make demo-cls`: pretraining on digits, alone and with a teacher, and what the weights are worth to segmentation.
+"""Pretraining on digits, alone and with a teacher, and what the weights are worth to segmentation.
 
     python demo/cls.py --out output/demo-cls
     python demo/cls.py --smoke --out output/demo-cls-smoke
@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from classification.config import Config, load_config  # noqa: E402
 from cyclemlp_backbones.demo import DemoSettings, is_complete, write_demo_data  # noqa: E402
-from demo.seg import Clock, DemoFailure, read_evaluation, run_seg  # noqa: E402
+from demo.seg import read_evaluation  # noqa: E402
+from demo.steps import Clock, DemoFailure, run_command  # noqa: E402
 
 CONFIG = ROOT / "classification" / "configs" / "demo.yml"
 SEG_CONFIG = "seg_configs/demo/semantic_fpn_cyclemlp_b0_digits.yml"
@@ -121,9 +122,10 @@ def segment(out: Path, data: Path, lengths: Lengths, seed: int, weights: Path | 
     log, iterations = out / "log.txt", str(lengths.seg_iterations)
     common = ["--config", SEG_CONFIG, "--device", "cpu"]
     train = ["train", *common, "--save_dir", str(out), "--seed", str(seed), "--iters", iterations, "--log_iters", "50"]
-    run_seg([*train, "--opts", *options], log, show=r"\[TRAIN\]")
+    run_command(["seg", *train, "--opts", *options], log, show=r"\[TRAIN\]")
     model = out / f"iter_{iterations}" / "model.pdparams"
-    output = run_seg(["val", *common, "--model_path", str(model), "--opts", *options[:4]], log, show="mIoU:")
+    arguments = ["seg", "val", *common, "--model_path", str(model), "--opts", *options[:4]]
+    output = run_command(arguments, log, show="mIoU:")
     return read_evaluation(output)[0]
 
 

@@ -9,18 +9,12 @@ The schedule is in iterations. All results lie in the folder OUT: result.json ha
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
-import platform
 import re
-import shlex
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,12 +25,12 @@ from tqdm import tqdm
 os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
 os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.demo import CLASSES, DemoSettings, is_complete, make_scene, write_demo_data  # noqa: E402
-from demo.picture import draw_picture  # noqa: E402
-from demo.warmup import Phase, warm_up  # noqa: E402
+from cyclemlp_backbones.demo import CLASSES, DemoSettings, is_complete, make_scene, write_demo_data
+from demo.picture import draw_picture
+from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
+from demo.warmup import Phase, warm_up
 
 
 @dataclass(frozen=True)
@@ -64,61 +58,6 @@ SCHEDULES = {
     "b1": Schedule(3000, 240, 64, (Phase(64, 32, 200),), least_gain=0.05, least_classes=3),
 }
 SMOKE = Schedule(600, 40, 64, (Phase(64, 32, 150),), least_gain=0.02, least_classes=2, iterations=150)
-
-
-class DemoFailure(Exception):
-    """The run went wrong, or what was learnt is no better than nothing."""
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def phase(self, name: str, what: str) -> Iterator[None]:
-        print(f"\n== {name}: {what}", flush=True)
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 1)
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
-
-
-def run_seg(arguments: list[str], log: Path, *, show: str) -> str:
-    """Runs `cyclemlp seg …`; its output goes to the end of `log` and is returned; lines that match `show` are shown."""
-    command = [sys.executable, "-m", "cyclemlp_backbones", "seg", *arguments]
-    search_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": search_path}
-    print("$ " + shlex.join(["cyclemlp", "seg", *arguments]), flush=True)
-    lines = []
-    with (
-        log.open("a", encoding="utf-8") as file,
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as process,
-    ):
-        file.write("$ " + shlex.join(command) + "\n")
-        assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            lines.append(line)
-            if re.search(show, line):
-                print("  " + line.rstrip().split("\t")[-1], flush=True)
-    if process.returncode:
-        tail = "".join(lines[-15:])
-        raise DemoFailure(f"`cyclemlp seg {arguments[0]}` ended with status {process.returncode}; see {log}\n{tail}")
-    return "".join(lines)
 
 
 def read_evaluation(output: str) -> tuple[float, list[float]]:
@@ -159,13 +98,6 @@ def draw(config: Path, weights: Path, schedule: Schedule, seed: int, path: Path,
     draw_picture(path, images, [scene.class_map for scene in scenes], predictions, title=title)
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("paddlepaddle", "paddleseg", "numpy", "scikit-learn", "pillow", "cyclemlp-backbones")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
 def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
     """The whole demo; raises DemoFailure if it goes wrong or learns nothing."""
     clock = Clock()
@@ -202,17 +134,18 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
     common = ["--config", str(config.relative_to(ROOT)), "--device", "cpu"]
     with clock.phase("training", f"PaddleSeg's trainer, Semantic FPN on CycleMLP-{variant.upper()}"):
         shutil.rmtree(out / "seg", ignore_errors=True)
-        arguments = ["train", *common, "--save_dir", str(out / "seg"), "--seed", str(seed), "--log_iters", "20"]
+        arguments = ["seg", "train", *common, "--save_dir", str(out / "seg"), "--seed", str(seed), "--log_iters", "20"]
         if schedule.iterations is not None:
             arguments += ["--iters", str(schedule.iterations)]
         arguments += ["--opts", *data_options, f"model.backbone.pretrained={classifier}"]
-        run_seg(arguments, log, show=r"\[TRAIN\]")
+        run_command(arguments, log, show=r"\[TRAIN\]")
         saved = sorted((out / "seg").glob("iter_*/model.pdparams"), key=lambda path: int(path.parent.name[5:]))
         weights = out / "model.pdparams"
         shutil.copyfile(saved[-1], weights)
 
     with clock.phase("evaluation", f"{settings.val} held-out scenes: other digits, other parts of the photographs"):
-        output = run_seg(["val", *common, "--model_path", str(weights), "--opts", *data_options], log, show="mIoU:")
+        arguments = ["seg", "val", *common, "--model_path", str(weights), "--opts", *data_options]
+        output = run_command(arguments, log, show="mIoU:")
         miou, class_ious = read_evaluation(output)
         background = all_background_miou(schedule, seed)
         print("  IoU: " + ", ".join(f"{name} {iou:.2f}" for name, iou in zip(CLASSES, class_ious)))
@@ -230,7 +163,7 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
         "warm_up_accuracy": accuracy,
         "held_out_scenes": settings.val,
         "seconds": {**clock.seconds, "total": round(clock.total, 1)},
-        "versions": versions(),
+        "versions": versions("paddleseg"),
     }
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 

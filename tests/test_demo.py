@@ -268,7 +268,8 @@ def test_the_picture_shows_image_truth_and_prediction_of_every_scene(tmp_path):
 
 
 def test_the_evaluation_is_read_from_paddleseg_s_output():
-    from demo.seg import DemoFailure, read_evaluation
+    from demo.seg import read_evaluation
+    from demo.steps import DemoFailure
 
     output = (
         "x\n[EVAL] #Images: 2 mIoU: 0.2500 Acc: 0.9 Kappa: 0.1 Dice: 0.3\n"
