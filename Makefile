@@ -2,6 +2,7 @@
 
 SHELL := /bin/bash
 VARIANT ?= b0
+BUDGET ?= 120
 PADDLE ?= paddlepaddle==3.3.1
 
 # The first interpreter that the toolkits' pins admit; PYTHON=… names another.
@@ -12,13 +13,14 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det test lint clean
+.PHONY: help demo demo-smoke demo-det compare-backbones test lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
 	@echo "make test         run the tests"
 	@echo "make demo-smoke   the demo in a minute or two"
 	@echo "make demo-det     train, evaluate and picture RetinaNet and Mask R-CNN on the same images (VARIANT=b1)"
+	@echo "make compare-backbones  CycleMLP-B1 and ResNet-50 from random weights: same data, same time (BUDGET=120 seconds for each)"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove .venv and output"
 
@@ -41,6 +43,9 @@ demo-smoke: .venv/installed
 
 demo-det: .venv/installed
 	.venv/bin/python demo/det.py --variant $(VARIANT) --out output/demo-det
+
+compare-backbones: .venv/installed
+	.venv/bin/python demo/compare.py --seconds $(BUDGET) --out output/compare
 
 test: .venv/installed
 	.venv/bin/python -m pytest

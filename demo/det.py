@@ -4,8 +4,8 @@ evaluation and pictures, in one go.
     python demo/det.py --variant b0 --out output/demo-det
     python demo/det.py --smoke --out output/demo-det-smoke
 
-The backbone begins with the weights that the segmentation demo left, if they are there and of the same variant, else
-with a short classification warm-up. All results lie in the folder OUT: result.json has the figures.
+The backbone begins with the weights that the classification or the segmentation demo left, if they are there and of the
+same variant, else with a short classification warm-up. All results lie in the folder OUT: result.json has the figures.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Schedule:
 
 
 SCHEDULES = {
-    "b0": Schedule(2000, 240, 96, (Phase(64, 32, 250),), least_precision=0.3),
-    "b1": Schedule(2000, 240, 96, (Phase(64, 32, 150),), least_precision=0.1),
+    "b0": Schedule(2000, 240, 96, (Phase(48, 32, 400),), least_precision=0.3),
+    "b1": Schedule(2000, 240, 96, (Phase(48, 32, 250),), least_precision=0.1),
 }
 SMOKE = Schedule(400, 40, 64, (Phase(48, 32, 50),), least_precision=0.0, epochs=3)
 
@@ -73,14 +73,36 @@ def read_precisions(output: str) -> dict[str, tuple[float, float]]:
     return precisions
 
 
-def start_weights(variant: str, schedule: Schedule, out: Path, segmentation: Path, seed: int) -> tuple[Path, str]:
+def earlier_weights(variant: str, classification: Path, segmentation: Path) -> tuple[Path, str] | None:
+    """The weights of `variant` that another demo left in its folder, and its name.
+
+    The classification demo's come first: its digits are as big, in pixels, as those of the scenes here.
+    """
+    for name, folder in (("classification", classification), ("segmentation", segmentation)):
+        try:
+            result = json.loads((folder / "result.json").read_text())
+        except (OSError, ValueError):  # not there, or not written to its end
+            continue
+        if name == "classification":  # it trains b0 only, and says which of its students is the best
+            weights, theirs = Path(result.get("weights", "")), "b0"
+        else:
+            weights, theirs = folder / "model.pdparams", result.get("variant")
+        if theirs == variant and weights.is_file():
+            return weights, f"the {name} demo"
+    return None
+
+
+def start_weights(
+    variant: str, schedule: Schedule, out: Path, classification: Path, segmentation: Path, seed: int
+) -> tuple[Path, str]:
     """The file that the backbone begins with, and where it is from."""
-    result, weights = segmentation / "result.json", segmentation / "model.pdparams"
-    if result.is_file() and weights.is_file() and json.loads(result.read_text()).get("variant") == variant:
-        print(f"  from the segmentation demo: {weights}")
-        return weights, "the segmentation demo"
+    earlier = earlier_weights(variant, classification, segmentation)
+    if earlier is not None:
+        print(f"  from {earlier[1]}: {earlier[0]}")
+        return earlier
     classifier = out / "classifier.pdparams"
-    print(f"  no weights of {variant} in {segmentation}: a classifier of single digits, training split only")
+    print(f"  no weights of {variant} in {classification} or {segmentation}:")
+    print("  a classifier of single digits, training split only")
     accuracy = warm_up(variant, schedule.warm_up, classifier, seed=seed)
     print(f"  {accuracy:.1%} of 400 held-out digits right; weights: {classifier}")
     return classifier, "a classification warm-up"
@@ -125,7 +147,7 @@ def draw(detector: str, config: list[str], out: Path, schedule: Schedule, seed: 
 
 def train_and_evaluate(
     detector: str, variant: str, schedule: Schedule, out: Path, start: Path, seed: int, clock: Clock
-) -> dict[str, object]:
+) -> dict[str, float]:
     """One detector; the figures that it reached."""
     log = out / f"{detector}.log"
     log.unlink(missing_ok=True)
@@ -169,7 +191,15 @@ def train_and_evaluate(
     return {f"{kind}_{name}": value for kind, pair in precisions.items() for name, value in zip(("ap", "ap50"), pair)}
 
 
-def run(variant: str, schedule: Schedule, detectors: Sequence[str], out: Path, segmentation: Path, seed: int) -> None:
+def run(
+    variant: str,
+    schedule: Schedule,
+    detectors: Sequence[str],
+    out: Path,
+    classification: Path,
+    segmentation: Path,
+    seed: int,
+) -> None:
     """The whole demo; raises DemoFailure if it goes wrong or learns too little."""
     clock = Clock()
     out.mkdir(parents=True, exist_ok=True)
@@ -182,19 +212,19 @@ def run(variant: str, schedule: Schedule, detectors: Sequence[str], out: Path, s
             progress = partial(tqdm, total=settings.train + settings.val, unit=" scenes", mininterval=2)
             write_demo_data(data, settings, force=True, progress=progress)
     with clock.phase("start", f"weights for CycleMLP-{variant.upper()}"):
-        start, origin = start_weights(variant, schedule, out, segmentation, seed)
+        start, origin = start_weights(variant, schedule, out, classification, segmentation, seed)
     result: dict[str, object] = {"variant": variant, "start": origin, "held_out_scenes": settings.val}
+    reached: dict[str, dict[str, float]] = {}
     for detector in detectors:
-        result[detector] = train_and_evaluate(detector, variant, schedule, out, start, seed, clock)
+        result[detector] = reached[detector] = train_and_evaluate(detector, variant, schedule, out, start, seed, clock)
         result.update(seconds={**clock.seconds, "total": round(clock.total, 1)}, versions=versions("paddledet"))
         (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nfigures  {out / 'result.json'}")
     for detector in detectors:
         seconds = sum(value for name, value in clock.seconds.items() if name.startswith(f"{detector} "))
-        print(
-            f"{DETECTORS[detector]}, {variant.upper()}: {result[detector]}, {seconds / 60:.1f} min; "
-            f"picture {out / detector}.png"
-        )
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in reached[detector].items())
+        print(f"{DETECTORS[detector]} on CycleMLP-{variant.upper()}: {figures}, in {seconds / 60:.1f} min")
+        print(f"picture  {out / detector}.png")
 
 
 def main() -> int:
@@ -202,17 +232,20 @@ def main() -> int:
     parser.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
     parser.add_argument("--detector", choices=DETECTORS, nargs="+", default=list(DETECTORS), help="default: both")
     parser.add_argument("--out", type=Path, default=Path("output/demo-det"), help="folder of the results (%(default)s)")
-    parser.add_argument(
-        "--segmentation", type=Path, default=Path("output/demo"), help="results of the segmentation demo (%(default)s)"
-    )
+    for name, folder in (("classification", "output/demo-cls"), ("segmentation", "output/demo")):
+        help_text = f"results of the {name} demo, whose weights are used if they are there (%(default)s)"
+        parser.add_argument(f"--{name}", type=Path, default=Path(folder), help=help_text)
     parser.add_argument("--seed", type=int, default=0, help="of the data and the warm-up (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="all steps, much shortened")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     schedule = SMOKE if arguments.smoke else SCHEDULES[arguments.variant]
-    out, segmentation = arguments.out.resolve(), arguments.segmentation.resolve()
+    detectors = list(dict.fromkeys(arguments.detector))
+    out, classification, segmentation = (
+        path.resolve() for path in (arguments.out, arguments.classification, arguments.segmentation)
+    )
     try:
-        run(arguments.variant, schedule, arguments.detector, out, segmentation, arguments.seed)
+        run(arguments.variant, schedule, detectors, out, classification, segmentation, arguments.seed)
     except (DemoFailure, OSError, ValueError, ImportError) as error:
         print(f"\ndemo: error: {error}", file=sys.stderr)
         return 1

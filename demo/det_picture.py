@@ -11,6 +11,7 @@ import numpy as np
 from cyclemlp_backbones.demo import PALETTE
 
 _OPACITY = 0.55
+_LUMINANCE = np.array([0.299, 0.587, 0.114])  # what each of RGB adds to brightness
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _draw(axis: object, image: np.ndarray, objects: Sequence[Found]) -> None:
             max(y, 5),
             found.label,
             fontsize=8,
-            color="white",
+            color="black" if colour @ _LUMINANCE > 0.5 else "white",
             verticalalignment="bottom",
             clip_on=True,
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 1},

@@ -27,12 +27,26 @@ def test_precisions_are_read_per_kind():
     assert read_precisions("nothing was found") == {}
 
 
-def test_start_takes_the_segmentation_demos_weights_of_the_same_variant_only(tmp_path, monkeypatch):
+def test_start_takes_an_earlier_demos_weights_of_the_same_variant_only(tmp_path, monkeypatch):
     monkeypatch.setattr("demo.det.warm_up", lambda *arguments, **options: 0.5)
-    (tmp_path / "model.pdparams").write_bytes(b"")
-    (tmp_path / "result.json").write_text(json.dumps({"variant": "b0"}))
-    assert start_weights("b0", SMOKE, tmp_path, tmp_path, 0)[0] == tmp_path / "model.pdparams"
-    assert start_weights("b1", SMOKE, tmp_path, tmp_path, 0)[0] == tmp_path / "classifier.pdparams"
+    classification, segmentation, student = tmp_path / "cls", tmp_path / "seg", tmp_path / "student.pdparams"
+
+    def start(variant):
+        return start_weights(variant, SMOKE, tmp_path, classification, segmentation, 0)
+
+    own = (tmp_path / "classifier.pdparams", "a classification warm-up")
+    assert start("b0") == own  # no demo has run
+    for folder, result in ((classification, {"weights": str(student)}), (segmentation, {"variant": "b0"})):
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps(result))
+    assert start("b0") == own  # figures, but no weights
+    (segmentation / "model.pdparams").write_bytes(b"")
+    assert start("b0") == (segmentation / "model.pdparams", "the segmentation demo")
+    student.write_bytes(b"")
+    assert start("b0") == (student, "the classification demo")
+    assert start("b1") == own
+    (classification / "result.json").write_text("{")  # an interrupted run
+    assert start("b0") == (segmentation / "model.pdparams", "the segmentation demo")
 
 
 def backbone_and_classes(path):
