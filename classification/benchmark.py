@@ -13,9 +13,9 @@ from classification.data import TrainDataset, read_samples, train_loader
 from classification.losses import training_losses
 from classification.mixup import smooth_one_hot
 from classification.optim import build_optimizer, take_step
+from classification.precision import Precision
 from classification.schedule import Plan
 from classification.student import build_student
-from classification.trainer import Precision
 
 WARM_UP = 3
 
@@ -33,10 +33,8 @@ def run_benchmark(config: Config, *, steps: int) -> dict[str, float | str]:
 
 def _training_speed(config: Config, steps: int) -> float:
     batch, size, classes = config.data.batch_size, config.data.input_size, config.model.num_classes
-    precision = Precision(config)
-    model = build_student(config.model)
-    if precision.half_weights:
-        model = paddle.amp.decorate(model, level="O2", dtype=precision.dtype)
+    precision = Precision(config.amp)
+    model = precision.decorate(build_student(config.model))
     optimizer = build_optimizer(model, config.optimizer, master_weights=precision.half_weights)
     parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     images, labels = paddle.randn([batch, 3, size, size]), paddle.randint(0, classes, [batch])

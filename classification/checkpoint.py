@@ -19,7 +19,8 @@ import safetensors
 from paddle import Tensor
 from safetensors.numpy import save_file
 
-from classification.config import Config, differing_keys
+from classification.config import Config
+from classification.config_files import differing_keys
 from cyclemlp_backbones import CheckpointError
 
 FORMAT = "cyclemlp-pretraining-1"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from classification.config import Config, load_config, parse_setting
+from classification.config import Config
+from classification.config_files import load_config, parse_setting
 from classification.flags import SHARED, TRAIN, add_flags, flag_settings
 
 
@@ -29,8 +31,18 @@ def main(argv: Sequence[str]) -> int:
         commands[argv[0]](argv[1:])
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         sys.stderr.write(f"classification {argv[0]}: error: {error}\n")
+        _leave_if_several("")
         return 1
+    except Exception:
+        _leave_if_several(traceback.format_exc())
+        raise
     return 0
+
+
+def _leave_if_several(message: str) -> None:
+    from classification.distributed import leave_if_several
+
+    leave_if_several(1, message)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

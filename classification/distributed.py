@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,16 @@ def join(device: str = "auto", *, distributed: bool = True) -> World:
         return World()
     dist.init_parallel_env()
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def leave_if_several(status: int, message: str) -> None:
+    """Ends this process at once, after `message`, if it is one of several. The interpreter's own end waits for threads
+    of the communication, which in turn wait for processes that have failed too."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.write(message)
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def parallel(model: nn.Layer, world: World) -> nn.Layer:

@@ -118,7 +118,7 @@ def _read_ids(path: Path) -> dict[str, str]:
 
 def _read_meta(path: str) -> dict[str, str]:
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ImportError as error:
         raise ImportError("reading meta.mat takes scipy: pip install scipy, or give `id synset` a line") from error
     table = loadmat(path, squeeze_me=True)["synsets"]

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import paddle
 from paddle import Tensor, nn
+from paddle.base import core
 
 from classification.config import OptimizerConfig
-from cyclemlp_backbones.layer_decay import apply_layer_decay
+from cyclemlp_backbones import apply_layer_decay
 
+_HALF = (paddle.float16, paddle.bfloat16)
 _NORMS = (nn.LayerNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.BatchNorm, nn.GroupNorm, nn.SyncBatchNorm)
 
 
@@ -94,7 +96,13 @@ def global_norm(gradients: Sequence[Tensor]) -> float:
 def take_step(
     optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor], scaler: LossScaler, *, clip_norm: float | None
 ) -> StepReport:
-    """Unscales the gradients, clips their global norm, steps and clears them; no step if one is not finite."""
+    """Unscales the gradients, clips their global norm, steps and clears them; no step if one is not finite.
+
+    Gradients of half-precision weights become float32 first: unscaled, most would vanish in float16.
+    """
+    half = [parameter for parameter in parameters if parameter.dtype in _HALF and parameter.grad is not None]
+    if half:
+        core.eager.set_master_grads(half)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = global_norm(gradients) / scaler.scale
     finite = math.isfinite(norm)
@@ -106,6 +114,6 @@ def take_step(
             for gradient in gradients:
                 gradient.scale_(factor)
         optimizer.step()
-    optimizer.clear_grad()
+    optimizer.clear_grad(set_to_zero=not half)  # a zero would stay float32
     scaler.update(finite)
     return StepReport(norm, finite)

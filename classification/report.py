@@ -16,7 +16,8 @@ from typing import Any
 import paddle
 
 from classification.checkpoint import write_atomically
-from classification.config import Config, dump_yaml
+from classification.config import Config
+from classification.config_files import dump_yaml
 from classification.distributed import World
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class RunLog:
         self._writer: Any = None
         if enabled and visualdl:
             try:
-                from visualdl import LogWriter  # type: ignore[import-untyped]
+                from visualdl import LogWriter
             except ImportError as error:
                 raise ImportError("run.visualdl is true: pip install visualdl, or set it to false") from error
             self._writer = LogWriter(logdir=str(folder / "visualdl"))

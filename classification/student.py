@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 
 from classification.config import Config, ModelConfig
-from cyclemlp_backbones import CheckpointError, CycleNet, LoadReport, build_classifier, load_weights
-from cyclemlp_backbones.weights import locate_weights
+from cyclemlp_backbones import CheckpointError, CycleNet, LoadReport, build_classifier, load_weights, locate_weights
 
 logger = logging.getLogger(__name__)
 

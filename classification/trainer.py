@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,41 +34,20 @@ from classification.losses import training_losses
 from classification.meter import Meter, as_time
 from classification.metrics import Evaluation, evaluate
 from classification.mixup import Mix, draw_mix, mix_images, mix_targets, smooth_one_hot
-from classification.optim import LossScaler, build_optimizer, take_step
+from classification.optim import build_optimizer, take_step
+from classification.precision import Precision
 from classification.report import RunLog, draw_curves, write_description, write_json
 from classification.schedule import Plan, learning_rate
 from classification.seeding import FORWARD, MIX, generator, integer_seed
 from classification.student import build_student, load_pretrained
 from classification.teacher import Teacher, build_teacher
-from cyclemlp_backbones.checkpoint_files import write_checkpoint
+from cyclemlp_backbones import write_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or a gradient is not finite; the message says at which step, and where its batch is described."""
-
-
-class Precision:
-    """What mixed precision does here: nothing on a CPU, which is said once."""
-
-    def __init__(self, config: Config):
-        amp = config.amp
-        accelerator = not paddle.get_device().startswith("cpu")
-        if amp.dtype != "none" and not accelerator:
-            logger.info("amp.dtype %s is left out: a CPU trains in float32, without loss scaling", amp.dtype)
-        self.dtype = amp.dtype if accelerator else "none"
-        self.level = amp.level
-        self.scaler = LossScaler(amp.initial_scale, enabled=self.dtype == "float16")
-
-    @property
-    def half_weights(self) -> bool:
-        return self.dtype != "none" and self.level == "O2"
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        if self.dtype == "none":
-            return contextlib.nullcontext()
-        return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)
 
 
 class Trainer:
@@ -93,25 +71,27 @@ class Trainer:
         self.val_samples = self._read_samples("val") if config.data.val_images else None
         if self.val_samples is None:
             logger.info("data.val_images is not set: no evaluation, no best checkpoint")
+        self.transform = TrainTransform(config.augment, config.data)
 
         paddle.seed(config.run.seed)
-        self.precision = Precision(config)
+        self.precision = Precision(config.amp)
         self.scaler = self.precision.scaler
         self.model = build_student(config.model)
         resume = checkpoints.find_resume(config.run.resume, self.output / "checkpoints")
         if resume is None:
             load_pretrained(self.model, config)
-        if self.precision.half_weights:
-            self.model = paddle.amp.decorate(self.model, level="O2", dtype=self.precision.dtype)
+        self.model = self.precision.decorate(self.model)
         self.optimizer = build_optimizer(self.model, config.optimizer, master_weights=self.precision.half_weights)
         self.parameters = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self._names = {parameter.name: name for name, parameter in self.model.named_parameters()}
         self.average = WeightAverage(self.model.state_dict(), config.ema.decay) if config.ema.decay > 0 else None
         self.broken = BrokenImages(self.samples, config.data.max_broken)
         self.best: dict[str, Any] = {}
+        self.last: dict[str, float] = {}
         self.skipped = 0
         if resume is not None:
             self._restore(resume)
+        self._check_same_step()
         self.parallel = parallel(self.model, self.world)
         self.teacher = self._build_teacher()
         if self.world.is_main:
@@ -155,7 +135,6 @@ class Trainer:
         )  # fmt: skip
         started, meter = time.perf_counter(), Meter()
         forwards = self._forwards()
-        evaluation: dict[str, float] = {}
         self.parallel.train()
         while self.step < plan.total_steps:
             if self.step == stop_at:
@@ -171,20 +150,17 @@ class Trainer:
                 self._log_training(meter.summary(steps_left=plan.total_steps - self.step), lr)
             epoch, rest = divmod(self.step, plan.steps_per_epoch)
             paused = time.perf_counter()
-            evaluated = rest == 0 and (epoch % config.run.evaluate_every == 0 or at_end)
-            if evaluated:
-                evaluation = self._evaluate_and_keep_best()
+            if rest == 0 and (epoch % config.run.evaluate_every == 0 or at_end):
+                self._evaluate_and_keep_best()
             if rest == 0 or (config.run.save_every and self.step % config.run.save_every == 0):
                 self._save()
             meter.pause(time.perf_counter() - paused)
-        return self._finish(evaluation, time.perf_counter() - started)
+        return self._finish(time.perf_counter() - started)
 
     def _forwards(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         if self.step >= self.plan.total_steps:
             return iter(())
-        dataset = TrainDataset(
-            self.samples, TrainTransform(self.config.augment, self.config.data), seed=self.config.run.seed
-        )
+        dataset = TrainDataset(self.samples, self.transform, seed=self.config.run.seed)
         workers = self.config.data.workers
         return iter(train_loader(dataset, self.plan, rank=self.world.rank, first_step=self.step, workers=workers))
 
@@ -224,10 +200,10 @@ class Trainer:
             if self.average is not None:
                 self.average.update(self._weights())
             return {**values, "grad_norm": report.norm}
-        if not self.scaler.enabled:
-            self._refuse("a gradient", values, lr, batches, mixes)
-        else:
+        if self.scaler.scale < scale:
             logger.info("step %d: infinite gradients, loss scale %g -> %g", self.step, scale, self.scaler.scale)
+        else:  # there is no scaler, or no smaller scale
+            self._refuse("a gradient", values, lr, batches, mixes)
         return values
 
     def _mixed(self, images: Tensor, labels: Tensor, position: int) -> tuple[Tensor, Tensor, Mix | None]:
@@ -316,12 +292,12 @@ class Trainer:
         broken.check()
         return results
 
-    def _evaluate_and_keep_best(self) -> dict[str, float]:
+    def _evaluate_and_keep_best(self) -> None:
         if self.val_samples is None:
-            return {}
+            return
         results = self.evaluate()
         self.parallel.train()
-        row = {**results["model"].as_dict()}
+        row = results["model"].as_dict()
         if "ema" in results:
             row |= {f"ema_{name}": value for name, value in results["ema"].as_dict().items() if name != "images"}
         self.log.write("evaluation", {"step": self.step, **row})
@@ -331,7 +307,7 @@ class Trainer:
         if not self.best or results[winner].top1 > self.best["top1"]:
             self.best = {"step": self.step, "top1": results[winner].top1, "weights": winner}
             self._write_weights("best", winner)
-        return row
+        self.last = row
 
     def _write_weights(self, name: str, which: str) -> None:
         """`name`.pdparams in float32, for evaluation, fine-tuning and the toolkits."""
@@ -355,9 +331,10 @@ class Trainer:
                 "step": self.step,
                 "config": asdict(self.config),
                 "processes": self.world.size,
-                "training list": list_fingerprint(self.samples),
+                "training list": self.samples.fingerprint(),
                 "scaler": self.scaler.state(),
                 "best": self.best,
+                "last": self.last,
                 "skipped": self.skipped,
                 "broken": sorted(self.broken.indices),
             }
@@ -369,7 +346,7 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         saved = checkpoints.read_checkpoint(path)
         checkpoints.check_same_run(
-            saved, self.config, processes=self.world.size, samples=list_fingerprint(self.samples), path=path
+            saved, self.config, processes=self.world.size, samples=self.samples.fingerprint(), path=path
         )
         state, arrays = self.model.state_dict(), saved.part("model")
         for name, tensor in state.items():
@@ -378,12 +355,20 @@ class Trainer:
         if self.average is not None:
             self.average.load(saved.part("ema"))
         self.scaler.load(saved.meta["scaler"])
-        self.best, self.skipped = saved.meta["best"], saved.meta["skipped"]
+        self.best, self.last, self.skipped = (saved.meta[key] for key in ("best", "last", "skipped"))
         self.broken.indices = set(saved.meta["broken"])
         self.step = saved.step
         logger.info("resumed from %s, step %d", path, self.step)
 
-    def _finish(self, evaluation: dict[str, float], seconds: float) -> dict[str, Any]:
+    def _check_same_step(self) -> None:
+        steps = self.world.gather(self.step)
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes would go on from different steps, {steps} by rank: run.output ({self.output}) and "
+                "run.resume have to be on a file system that all nodes share"
+            )
+
+    def _finish(self, seconds: float) -> dict[str, Any]:
         self._write_weights("last", "model")
         if self.average is not None:
             self._write_weights("last_ema", "ema")
@@ -391,7 +376,7 @@ class Trainer:
             "steps": self.step,
             "global_batch": self.plan.global_batch,
             "parameters": int(sum(np.prod(parameter.shape) for parameter in self.parameters)),
-            "last": evaluation,
+            "last": self.last,
             "best": self.best,
             "seconds": round(seconds, 1),
             "amp": self.precision.dtype,
@@ -405,9 +390,3 @@ class Trainer:
             draw_curves(self.log.path, self.output / "curves.png")
         self.world.wait()
         return report
-
-
-def list_fingerprint(samples: Samples) -> str:
-    """Names and labels of a list in eight digits, with their number."""
-    lines = "\n".join(f"{name} {label}" for name, label in zip(samples.names, samples.labels))
-    return f"{len(samples)} images, {zlib.crc32(lines.encode()):08x}"

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cyclemlp_backbones.checkpoint_files import read_checkpoint as read_checkpoint
+    from cyclemlp_backbones.checkpoint_files import write_checkpoint as write_checkpoint
     from cyclemlp_backbones.checkpoint_pickle import CheckpointError as CheckpointError
     from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
     from cyclemlp_backbones.factory import build_backbone as build_backbone
     from cyclemlp_backbones.factory import build_classifier as build_classifier
+    from cyclemlp_backbones.layer_decay import apply_layer_decay as apply_layer_decay
     from cyclemlp_backbones.layers import CycleFC as CycleFC
-    from cyclemlp_backbones.layers import cycle_offsets as cycle_offsets
+    from cyclemlp_backbones.shift import cycle_offsets as cycle_offsets
     from cyclemlp_backbones.pyramid import StageSpec as StageSpec
     from cyclemlp_backbones.variants import VARIANTS as VARIANTS
     from cyclemlp_backbones.variants import Variant as Variant
     from cyclemlp_backbones.variants import list_variants as list_variants
     from cyclemlp_backbones.weights import LoadReport as LoadReport
     from cyclemlp_backbones.weights import load_weights as load_weights
+    from cyclemlp_backbones.weights import locate_weights as locate_weights
 
 __version__ = "0.1.0"
 
@@ -32,12 +35,15 @@ _MODULE_OF = {
     "StageSpec": "pyramid",
     "VARIANTS": "variants",
     "Variant": "variants",
+    "apply_layer_decay": "layer_decay",
     "build_backbone": "factory",
     "build_classifier": "factory",
-    "cycle_offsets": "layers",
+    "cycle_offsets": "shift",
     "list_variants": "variants",
     "load_weights": "weights",
+    "locate_weights": "weights",
     "read_checkpoint": "checkpoint_files",
+    "write_checkpoint": "checkpoint_files",
 }
 __all__ = [*_MODULE_OF, "__version__"]
 

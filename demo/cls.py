@@ -28,7 +28,8 @@ os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from classification.config import Config, load_config  # noqa: E402
+from classification.config import Config  # noqa: E402
+from classification.config_files import load_config  # noqa: E402
 from cyclemlp_backbones.demo import DemoSettings, is_complete, write_demo_data  # noqa: E402
 from demo.seg import read_evaluation  # noqa: E402
 from demo.steps import Clock, DemoFailure, run_command  # noqa: E402

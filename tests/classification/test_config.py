@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from classification.config import Config, config_from_dict, differing_keys, dump_yaml, load_config, parse_setting
+from classification.config import Config
+from classification.config_files import config_from_dict, differing_keys, dump_yaml, load_config, parse_setting
 from cyclemlp_backbones import VARIANTS
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "classification" / "configs"

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from classification import commands
-from classification.config import load_config
+from classification.config_files import load_config
 
 TRAIN = (
     "--train-data-dir /home/aistudio/data/train_data00 --train-txt-path /home/aistudio/train00.txt "

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from classification.config import Config, load_config
+from classification.config import Config
+from classification.config_files import load_config
 from cyclemlp_backbones.demo import DemoSettings, write_demo_data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
