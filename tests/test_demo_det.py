@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import paddle
 import pytest
+from PIL import Image
 
-from demo.det import SMOKE, read_precisions, start_weights
+from cyclemlp_backbones import build_classifier
+from demo.det import SMOKE, Schedule, read_precisions, run, start_weights
+from demo.det_picture import Found, draw_detections
+from demo.steps import DemoFailure
 from tests.adapters.tiny_det import in_process
 from tests.adapters.tiny_seg import REPOSITORY
 
@@ -68,3 +74,37 @@ def test_demo_configuration_builds(detector, variant):
     widths = {"b0": [32, 64, 160, 256], "b1": [64, 128, 320, 512]}[variant]
     expected = widths[1:] if detector == "retinanet" else widths
     assert in_process(backbone_and_classes, path) == ("CycleMLP", expected, 10)
+
+
+def test_run_leaves_figures_and_picture_and_fails_on_a_detector_that_learnt_too_little(tmp_path, monkeypatch, capsys):
+    def no_warm_up(variant, phases, path, *, seed):
+        paddle.seed(seed)
+        paddle.save(build_classifier(variant, num_classes=10).state_dict(), str(path))
+        return 0.1
+
+    monkeypatch.setattr("demo.det.warm_up", no_warm_up)
+    schedule = Schedule(train_scenes=16, val_scenes=6, size=64, warm_up=(), least_precision=1.1, epochs=1)
+    with pytest.raises(DemoFailure, match=r"Mask R-CNN: AP50 of bbox is 0\.\d+, at least 1\.1 was expected; see .*log"):
+        run("b0", schedule, ["mask_rcnn"], tmp_path, tmp_path / "no", tmp_path / "no", 0)
+    assert Image.open(tmp_path / "mask_rcnn.png").size[0] > 1000
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert set(figures["mask_rcnn"]) == {"bbox_ap", "bbox_ap50", "segm_ap", "segm_ap50"}
+    assert figures["start"] == "a classification warm-up"
+    assert "eta: " in capsys.readouterr().out  # progress with the time that is left
+
+
+def test_picture_has_each_box_in_its_classes_colour(tmp_path):
+    scene = np.full((64, 64, 3), 40, np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[20:40, 10:30] = True
+    truth, detection = Found(1, (10, 20, 20, 20), mask), Found(2, (30, 20, 20, 20), None, 0.9)
+    draw_detections(tmp_path / "p.png", [scene], [[truth]], [[detection]], title="t", scenes_a_row=1)
+    picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)
+    middle = picture.shape[1] // 2
+    reddish = (picture[..., 0] > picture[..., 1] + 60) & (picture[..., 2] < 100)
+    greenish = (picture[..., 1] > picture[..., 0] + 60) & (picture[..., 1] > picture[..., 2] + 60)
+    assert reddish[:, :middle].sum() > 1000  # box and mask of the 0
+    assert greenish[:, middle:].sum() > 100  # box of the 1
+    assert reddish[:, middle:].sum() == greenish[:, :middle].sum() == 0
+    assert detection.label == "1 0.90"
+    assert truth.label == "0"
