@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from classification.augment import EvalTransform, TrainTransform, random_erasing, random_resized_crop_box
+from classification.augment import EvalTransform, TrainTransform, color_jitter, random_erasing, random_resized_crop_box
 from classification.config import AugmentConfig, DataConfig
 from classification.data import (
     BrokenImages,
@@ -148,3 +150,34 @@ def test_random_erasing_fills_a_box_with_normal_noise():
     assert abs(values.std() - 1) < 0.02
     untouched = sum(bool((random_erasing(np.zeros((3, 32, 32), np.float32), 0.25, rng) == 0).all()) for _ in range(400))
     assert 260 < untouched < 340
+
+
+def test_color_jitter_blends_with_black_mean_gray_and_gray():
+    image = Image.fromarray(np.random.default_rng(1).integers(60, 180, (8, 8, 3), dtype=np.uint8))
+    pixels, gray = np.asarray(image, np.float64), np.asarray(image.convert("L"), np.float64)
+    degenerate = {"brightness": 0 * pixels, "contrast": 0 * pixels + round(gray.mean()), "saturation": gray[..., None]}
+
+    def jittered(factors, order):
+        found = pixels
+        for name in order:
+            anchor = {"contrast": np.round(found @ (0.299, 0.587, 0.114)).mean().round(), "brightness": 0.0}
+            other = anchor.get(name, (found @ (0.299, 0.587, 0.114))[..., None])
+            found = np.clip(other + factors[name] * (found - other), 0, 255)
+        return found
+
+    for seed in range(8):
+        result = np.asarray(color_jitter(image, 0.4, np.random.default_rng(seed)), np.float64)
+        rng = np.random.default_rng(seed)
+        order = [tuple(degenerate)[position] for position in rng.permutation(3)]
+        factors = {name: rng.uniform(0.6, 1.4) for name in order}
+        assert np.abs(result - jittered(factors, order)).max() <= 4  # each of the three rounds to integers
+    assert np.array_equal(np.asarray(color_jitter(image, 0.0, np.random.default_rng(0))), np.asarray(image))
+
+
+def test_color_jitter_is_part_of_training_only_when_asked_for():
+    image = Image.fromarray(np.full((32, 32, 3), 100, np.uint8))
+    off = AugmentConfig(policy=None, flip=0.0, erase=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    plain = TrainTransform(off, DATA)(image, np.random.default_rng(0))
+    bright = TrainTransform(replace(off, color_jitter=0.4), DATA)(image, np.random.default_rng(0))
+    assert np.abs(plain - EvalTransform(DATA, crop_pct=1.0)(image)).max() < 1e-6
+    assert np.abs(bright - plain).max() > 0.1

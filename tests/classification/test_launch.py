@@ -14,7 +14,7 @@ import pytest
 from classification.report import read_log
 from classification.trainer import Trainer
 from cyclemlp_backbones import read_checkpoint as weights
-from tests.classification.tiny import ROOT, arguments, environment, tiny_config
+from tests.classification.tiny import ROOT, arguments, environment, run_python, tiny_config
 
 PLAIN = {"mix__mixup": 0.0, "mix__cutmix": 0.0, "model__drop_path_rate": 0.0}
 TOLERANCE = 1e-5  # measured: 6e-8; the weights move by 4e-3
@@ -89,3 +89,32 @@ def test_two_nodes_on_loopback(digits, one, tmp_path):
     logs = "\n".join(path.read_text() for path in tmp_path.glob("log*/workerlog*"))
     assert codes == [0, 0], logs
     check_equal(tmp_path / "two", one)
+
+
+def test_a_failed_process_of_several_does_not_wait_for_its_threads(tmp_path):
+    """Threads of the communication have kept failed processes alive; here one of another kind does."""
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import sys, threading, time\n"
+        "import paddle.distributed\n"
+        "from classification import commands\n"
+        "paddle.distributed.is_initialized = lambda: True\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "def bug(argv):\n"
+        "    raise RuntimeError('a bug')\n"
+        "if sys.argv[1] == 'bug':\n"
+        "    commands.train = bug\n"
+        "sys.exit(commands.main(['train', '--set', 'run.device=cpu']))\n"
+    )
+    for kind, message in (("mistake", "error: data.train_images is not set"), ("bug", "RuntimeError: a bug")):
+        run = run_python(script, kind, timeout=60)
+        assert run.returncode == 1
+        assert run.stderr.count(message) == 1
+
+
+def test_two_processes_that_both_fail_end(digits, tmp_path):
+    options = arguments(digits, tmp_path / "out", **PLAIN, distillation__type="soft")  # without the teacher's weights
+    with start(launch(tmp_path / "log", "--nproc_per_node", "2", "classification/train.py", *options)) as run:
+        assert run.wait(timeout=120) != 0
+    logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
+    assert any("classification train: error: unknown teacher 'RegNetX_4GF'" in log for log in logs), logs

@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
+from scipy.io import savemat
 
 from classification import commands
+from classification.data import read_class_map
 from classification.lists import list_by_truth
 
 
@@ -66,3 +69,34 @@ def test_validation_lists(tmp_path, classes, capsys):
     truth.write_text("n01443537\n")
     with pytest.raises(ValueError, match="1 entries"):
         list_by_truth(val, truth, table)
+
+
+def test_the_development_kits_meta_file_gives_the_ids(tmp_path, classes):
+    val = touch(tmp_path / "val", "a.JPEG", "b.JPEG", "c.JPEG")
+    truth = tmp_path / "truth.txt"
+    truth.write_text("2\n3\n1\n")
+    fields = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object)]
+    rows = [(1, "n01440764", "tench"), (2, "n01443537", "goldfish"), (3, "n01484850", "great white shark")]
+    savemat(tmp_path / "meta.mat", {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
+    table = {"n01440764": 0, "n01443537": 1, "n01484850": 2}
+    found = list_by_truth(val, truth, table, devkit_ids=str(tmp_path / "meta.mat"))
+    assert found == [("a.JPEG", 1), ("b.JPEG", 2), ("c.JPEG", 0)]
+    truth.write_text("2\n3\n4\n")
+    with pytest.raises(ValueError, match=r"meta.mat has no id '4', which .*truth.txt uses"):
+        list_by_truth(val, truth, table, devkit_ids=str(tmp_path / "meta.mat"))
+
+
+def test_the_class_map_has_a_thousand_lines_and_errors_name_the_line(tmp_path):
+    path = tmp_path / "map_to_1000.txt"
+    path.write_text("".join(f"n{10 * index:08d} {index} some words\n" for index in range(1000)))
+    classes = read_class_map(path)
+    assert len(classes) == 1000
+    assert (classes["n00000000"], classes["n00009990"]) == (0, 999)
+    for line, number in (("n00000010 7\n", 1001), ("n99999999 x\n", 1001), ("n99999999\n", 1001)):
+        wrong = tmp_path / "wrong.txt"
+        wrong.write_text(path.read_text() + line)
+        with pytest.raises(ValueError, match=f"wrong.txt, line {number}: '{line.strip()}'"):
+            read_class_map(wrong)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="maps no class"):
+        read_class_map(path)

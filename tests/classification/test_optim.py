@@ -118,3 +118,25 @@ def test_the_average_equals_its_closed_form():
     with weights_replaced(layer, average.values):
         assert float(layer.weight) == float(average.values["weight"])
     assert float(layer.weight) == 4.0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_gradients_are_unscaled_in_float32(dtype):
+    layer = nn.Linear(2, 1, bias_attr=False)
+    layer.to(dtype=dtype)
+    taken = []
+
+    class Recorder:
+        def step(self):
+            taken.append(layer.weight.grad)
+
+        def clear_grad(self, set_to_zero=True):
+            layer.weight.clear_gradient(set_to_zero)
+
+    scaler = LossScaler(65536.0)
+    for _ in range(2):  # a float32 zero left behind would not take the next half-precision gradient
+        (layer.weight.astype("float32").sum() * (1e-9 * scaler.scale)).backward()
+        report = take_step(Recorder(), layer.parameters(), scaler, clip_norm=None)
+        assert report.norm == pytest.approx(2**0.5 * 1e-9, rel=1e-2)
+    assert [gradient.dtype for gradient in taken] == [paddle.float32] * 2
+    assert taken[1].numpy() == pytest.approx(1e-9, rel=1e-2)  # float16 ends at 6e-8

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from classification.checkpoint import read_checkpoint, saved_steps, steps_to_delete
+from classification.distributed import World
 from classification.precision import Precision
 from classification.report import read_log
 from classification.trainer import NonFiniteLossError, Trainer
 from cyclemlp_backbones import CheckpointError, CycleNet, load_weights
 from cyclemlp_backbones import read_checkpoint as weights
 from tests.classification.tiny import ROOT, arguments, environment, run_python, tiny_config
+from tests.reference import GOLDEN
 
 RESUMED = {"run__save_every": 2, "optimizer__accumulate": 2, "data__batch_size": 4}
 
@@ -175,3 +177,44 @@ def test_mixed_precision_is_left_out_on_a_cpu_and_said(digits, tmp_path, caplog)
         precision = Precision(tiny_config(digits, tmp_path, amp__dtype="float16", amp__level="O2").amp)
     assert (precision.dtype, precision.half_weights, precision.scaler.scale) == ("none", False, 1.0)
     assert "amp.dtype float16 is left out" in caplog.text
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_report(digits, whole, tmp_path):
+    path = str(whole / "checkpoints" / "step-00000010.safetensors")
+    report = Trainer(tiny_config(digits, tmp_path, **RESUMED, run__resume=path)).run()
+    finished = json.loads((whole / "report.json").read_text())
+    assert [report[key] for key in ("steps", "last", "best")] == [finished[key] for key in ("steps", "last", "best")]
+    assert report["last"]["images"] == 13
+    assert (tmp_path / "last.pdparams").read_bytes() == (whole / "last.pdparams").read_bytes()
+
+
+def test_processes_that_would_resume_at_different_steps_are_refused(digits, tmp_path, monkeypatch):
+    """As on two nodes without a file system that both see."""
+    trainer = Trainer(tiny_config(digits, tmp_path))
+    trainer.world = World(0, 2)
+    monkeypatch.setattr(World, "gather", lambda self, value: [500, value])
+    with pytest.raises(ValueError, match=r"different steps, \[500, 0\].*file system that all nodes share"):
+        trainer._check_same_step()
+
+
+def test_infinite_gradients_stop_a_run_whose_loss_scale_is_at_its_end(digits, tmp_path, caplog):
+    trainer = Trainer(tiny_config(digits, tmp_path))
+    trainer.scaler.enabled, trainer.scaler.scale = True, 2.0
+    trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with caplog.at_level("INFO"), pytest.raises(NonFiniteLossError, match="step 1: a gradient is not finite"):
+        trainer.run()
+    assert "step 0: infinite gradients, loss scale 2 -> 1" in caplog.text
+
+
+def test_published_weights_are_those_of_the_variant(digits, tmp_path, monkeypatch):
+    asked = []
+
+    def locate(pretrained, variant):
+        asked.append((pretrained, variant))
+        return GOLDEN / "tiny_zip.pth"  # as the authors publish theirs
+
+    monkeypatch.setattr("classification.student.locate_weights", locate)
+    size = {"model__depths": [1, 1, 2, 1], "model__mlp_ratios": [4, 4, 4, 4], "model__variant": "b2"}
+    trainer = Trainer(tiny_config(digits, tmp_path, **size, model__pretrained="published"))
+    assert asked == [(True, "b2")]
+    assert np.array_equal(trainer.model.head.weight.numpy().T, weights(GOLDEN / "tiny_zip.pth")["head.weight"])
