@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.utils.dlpack import from_dlpack
 
 from classification.config import MixConfig
 
@@ -88,6 +89,29 @@ def box_area(box: tuple[int, ...] | np.ndarray) -> int:
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
     """Images [N, C, H, W] mixed with their partners."""
+    on_host = images.place.is_cpu_place() and images.dtype in (paddle.float32, paddle.float64) and images.stop_gradient
+    return _mix_on_host(images, mix) if on_host else _mix_on_device(images, mix)
+
+
+def _mix_on_host(images: Tensor, mix: Mix) -> Tensor:
+    """Plane by plane in NumPy, within the cache: on a CPU many times as fast as Paddle's operators."""
+    source = np.from_dlpack(images) if hasattr(images, "__dlpack__") else images.numpy()
+    mixed = np.empty_like(source)
+    for own, partner, target, lam, cut, box in zip(source, source[::-1], mixed, mix.lam, mix.cut, mix.boxes):
+        if cut:
+            top, bottom, left, right = box
+            target[...] = own
+            target[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+            continue
+        share = target.dtype.type(1 - lam)
+        for own_plane, partner_plane, target_plane in zip(own, partner, target):
+            np.subtract(partner_plane, own_plane, out=target_plane)
+            target_plane *= share
+            target_plane += own_plane
+    return from_dlpack(mixed.__dlpack__())  # the same memory
+
+
+def _mix_on_device(images: Tensor, mix: Mix) -> Tensor:
     height, width = images.shape[2:]
     sides = paddle.to_tensor(mix.boxes).unsqueeze([2, 3])  # (N, 4) -> (N, 4, 1, 1)
     rows, columns = paddle.arange(height).reshape([1, -1, 1]), paddle.arange(width).reshape([1, 1, -1])

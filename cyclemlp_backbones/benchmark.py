@@ -72,8 +72,8 @@ def measure(
     """Times of `calls`, by name, over `rounds` rounds.
 
     A round gives each of them one turn, the order turning by one from round to round. A turn repeats the call until it
-    takes about `least_seconds`; how often is settled once, after `warm_up` calls, by the time of one. `progress` is told
-    after every turn. Raises ValueError without calls or rounds.
+    takes about `least_seconds`; how often is settled once, after `warm_up` calls, by the time of one. `progress` is
+    told after every turn. Raises ValueError without calls or rounds.
     """
     if not calls or rounds < 1 or warm_up < 1:
         raise ValueError(
@@ -113,7 +113,7 @@ def variables(threads: int, *, keep_memory: bool = False) -> dict[str, str]:
 
 
 def start_again_with(wanted: Mapping[str, str]) -> None:
-    """Returns where the environment holds `wanted`; otherwise runs this program again with it and exits as that does."""
+    """Returns where the environment holds `wanted`; otherwise runs this program again with it and exits like that."""
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         command = [sys.executable, *sys.orig_argv[1:]]
         sys.exit(subprocess.call(command, env={**os.environ, **wanted}))

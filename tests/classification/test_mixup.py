@@ -36,6 +36,19 @@ def test_mixup_mixes_images_and_labels_by_the_same_lambda(mode):
     assert abs(mixed - images.numpy()).max() > 0.1
 
 
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+def test_host_and_device_mix_alike(mode):
+    images = paddle.randn([N, 3, SIZE, SIZE])
+    mix = draw(3, mode=mode)
+    before = images.numpy()
+    with_gradient = images.detach()
+    with_gradient.stop_gradient = False  # takes the device's operators on a CPU too
+    on_host, on_device = mix_images(images, mix), mix_images(with_gradient, mix)
+    assert on_host.numpy() == pytest.approx(on_device.numpy(), abs=1e-6)
+    assert (images.numpy() == before).all()
+    assert not on_device.stop_gradient
+
+
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("minmax", [None, (0.3, 0.7)])
 def test_cutmix_labels_are_the_exact_share_of_pixels(mode, minmax):

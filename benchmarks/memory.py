@@ -1,0 +1,81 @@
+"""Peak memory: how much one call adds to the resident memory of a process of its own.
+
+    python -m benchmarks.memory [--rounds 3]
+
+The peak is Linux's VmHWM, set back before the call; what was resident then is subtracted.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.group import run_group
+from benchmarks.rows import Figure, Figures, Progress
+
+BATCH = 16
+MOST_ROUNDS = 3
+"""Memory varies little from process to process."""
+
+CASES = ("step b1", "step b1 recompute", "step deform", "forward 512", "forward 1024")
+
+
+def status_kilobytes(status: str, name: str) -> int:
+    """A figure of /proc/self/status: `VmRSS`, what is resident, or `VmHWM`, the most that was."""
+    for line in status.splitlines():
+        label, _, value = line.partition(":")
+        if label == name:
+            return int(value.split()[0])
+    raise ValueError(f"/proc/self/status has no {name}; these figures are for Linux")
+
+
+def growth(call: Callable[[], object]) -> int:
+    """Kilobytes that `call` adds at its peak."""
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+    before = status_kilobytes(status.read_text(), "VmRSS")
+    call()
+    return status_kilobytes(status.read_text(), "VmHWM") - before
+
+
+def prepare(case: str) -> Callable[[], object]:
+    from benchmarks.network import build, forward_call, step_call
+    from cyclemlp_backbones import build_classifier
+
+    kind, _, what = case.partition(" ")
+    if kind == "forward":
+        return forward_call("b1", 1, int(what))
+    if what == "b1 recompute":
+        return step_call(build_classifier("b1", drop_path_rate=0.0, use_recompute=True), BATCH)
+    return step_call(build(what), BATCH)
+
+
+def megabytes_of(case: str) -> float:
+    """Megabytes of a case, from a process of its own."""
+    code = f"from benchmarks import memory; print(memory.growth(memory.prepare({case!r})))"
+    output = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return int(output.split()[-1]) / 1024
+
+
+def figures(rounds: int, progress: Progress) -> Figures:
+    rounds = min(rounds, MOST_ROUNDS)
+    grown: dict[str, list[float]] = {case: [] for case in CASES}
+    for this_round in range(rounds):
+        for position, case in enumerate(CASES):
+            grown[case].append(megabytes_of(case))
+            progress((this_round * len(CASES) + position + 1) / (rounds * len(CASES)))
+    middle = {case: sorted(values)[len(values) // 2] for case, values in grown.items()}
+
+    def figure(key: str, ours: str, other: str) -> Figure:
+        parts = {f"{case}, MB": min(grown[case]) for case in (ours, other)}
+        return Figure(key, min(grown[ours]) / min(grown[other]), middle[ours] / middle[other], parts)
+
+    yield figure("memory_deform", "step b1", "step deform")
+    yield figure("memory_recompute", "step b1 recompute", "step deform")
+    yield figure("growth_memory", "forward 1024", "forward 512")
+
+
+if __name__ == "__main__":
+    run_group(figures)
