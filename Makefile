@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det compare-backbones test lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench-distill compare-backbones test test-paddleclas lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -21,6 +21,9 @@ help:
 	@echo "make demo-smoke   the demo in a minute or two"
 	@echo "make demo-det     train, evaluate and picture RetinaNet and Mask R-CNN on the same images (VARIANT=b1)"
 	@echo "make compare-backbones  CycleMLP-B1 and ResNet-50 from random weights: same data, same time (BUDGET=120 seconds for each)"
+	@echo "make demo-cls     pretrain with and without a teacher, then segment with and without the weights"
+	@echo "make bench-distill   the gain of distillation over three seeds"
+	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove .venv and output"
 
@@ -41,6 +44,12 @@ demo: .venv/installed
 demo-smoke: .venv/installed
 	.venv/bin/python demo/seg.py --variant $(VARIANT) --out output/demo-smoke --smoke
 
+demo-cls: .venv/installed
+	.venv/bin/python demo/cls.py --out output/demo-cls
+
+bench-distill: .venv/installed
+	.venv/bin/python demo/cls.py --bench --out output/bench-distill
+
 demo-det: .venv/installed
 	.venv/bin/python demo/det.py --variant $(VARIANT) --out output/demo-det
 
@@ -50,10 +59,20 @@ compare-backbones: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest
 
+# The wheel pins what the toolkits pin otherwise, hence --no-deps and an environment of its own.
+.venv-paddleclas/installed: pyproject.toml setup.py Makefile
+	$(or $(PYTHON),python3) -m venv --clear .venv-paddleclas
+	.venv-paddleclas/bin/python -m pip install --quiet --disable-pip-version-check "$(PADDLE)" -e ".[cls]" pytest scikit-learn requests six
+	.venv-paddleclas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps paddleclas==2.6.0
+	@touch $@
+
+test-paddleclas: .venv-paddleclas/installed
+	.venv-paddleclas/bin/python -m pytest tests/classification/check_paddleclas.py
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 clean:
-	rm -rf .venv output
+	rm -rf .venv .venv-paddleclas output

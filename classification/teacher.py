@@ -100,7 +100,10 @@ def _paddleclas() -> object | None:
         importlib.invalidate_caches()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return importlib.import_module("ppcls.arch.backbone")
+            architectures = importlib.import_module("ppcls.arch.backbone")
+            # Its own start sets this; without it, architectures that log at their construction fail.
+            importlib.import_module("ppcls.utils.logger")._logger = logging.getLogger("ppcls")  # type: ignore[attr-defined]
+            return architectures
     except ImportError as error:
         raise ImportError(
             f"PaddleClas is installed, but not usable ({error}): pip install {error.name or ''}"

@@ -53,8 +53,14 @@ def test_paddleclas_keeps_ppcls_within_its_own_folder(monkeypatch, tmp_path):
     package.mkdir(parents=True)
     (tmp_path / "paddleclas" / "__init__.py").write_text("raise ImportError('needs faiss and more')\n")
     (package / "__init__.py").write_text(
-        "from paddle import nn\n\n\ndef RegNetX_4GF(class_num):\n    return nn.Linear(3, class_num)\n"
+        "from paddle import nn\n"
+        "from ppcls.utils import logger\n"
+        "def RegNetX_4GF(class_num):\n"
+        "    logger._logger.warning('logs at its construction')\n"
+        "    return nn.Linear(3, class_num)\n"
     )
+    (tmp_path / "paddleclas" / "ppcls" / "utils").mkdir()
+    (tmp_path / "paddleclas" / "ppcls" / "utils" / "logger.py").write_text("_logger = None\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     kept = {name for name in sys.modules if name.split(".")[0] in ("ppcls", "paddleclas")}
     assert not kept
