@@ -2,7 +2,7 @@
 
     python demo/cls.py --out output/demo-cls
     python demo/cls.py --smoke --out output/demo-cls-smoke
-    python demo/cls.py --bench --out output/bench-distill      (students only, three seeds)
+    python demo/cls.py --bench --out output/bench-distill      (one teacher, students with three seeds)
 
 All results lie in the folder OUT: result.json has the figures.
 """
@@ -13,7 +13,9 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,40 +27,47 @@ from tqdm import tqdm
 os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
 os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from classification.config import Config  # noqa: E402
-from classification.config_files import load_config  # noqa: E402
-from cyclemlp_backbones.demo import DemoSettings, is_complete, write_demo_data  # noqa: E402
-from demo.seg import read_evaluation  # noqa: E402
-from demo.steps import Clock, DemoFailure, run_command  # noqa: E402
+from classification.config import Config
+from classification.config_files import load_config
+from cyclemlp_backbones.demo import DemoSettings, is_complete, write_demo_data
+from demo import seg
+from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
 
 CONFIG = ROOT / "classification" / "configs" / "demo.yml"
-SEG_CONFIG = "seg_configs/demo/semantic_fpn_cyclemlp_b0_digits.yml"
+SEG_CONFIG = Path("seg_configs/demo/semantic_fpn_cyclemlp_b0_digits.yml")
 TEACHER = "resnet18"
-SIZE = 48
-"""Of the images to classify, in pixels: a ResNet-18 on 64 takes most of the ten minutes."""
+SEG_SIZE = 32
+"""Of the scenes to segment, in pixels: as large as the images to classify, so that the digits are."""
+SEEDS = 3
+"""Of the benchmark."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Images, epochs of teacher and students, iterations of segmentation; top-1 below `least` percent is a failure."""
+    """Images, epochs of the teacher and of each student, iterations of segmentation.
 
-    train: int = 6400
-    val: int = 500
-    teacher_epochs: int = 2
+    A student below `least` percent of top-1, or pretrained weights that are worth less than `least_gain` of mIoU, are a
+    failure.
+    """
+
+    train: int = 12800
+    val: int = 1000
+    teacher_epochs: int = 1
     student_epochs: int = 3
-    seg_iterations: int = 250
-    seg_scenes: int = 2000
-    least: float = 80.0
+    seg_iterations: int = 300
+    seg_scenes: int = 3000
+    least: float = 90.0
+    least_gain: float = 0.05
 
 
-SMOKE = Lengths(1200, 100, 2, 2, 60, 300, least=25.0)
+SMOKE = Lengths(1600, 100, 1, 1, 30, 200, least=15.0, least_gain=-1.0)
+BENCH = replace(Lengths(), student_epochs=1)
 
 
 def settings(out: Path, data: Path, seed: int, **changes: Any) -> Config:
-    """The demo's configuration with the folders of this run."""
+    """The demo's configuration with the folders of this run; `changes` are section__key=value."""
     values: dict[str, Any] = {"run.output": str(out), "run.seed": seed, "run.device": "cpu"}
     for split in ("train", "val"):
         values |= {f"data.{split}_images": str(data / split), f"data.{split}_list": str(data / f"{split}.txt")}
@@ -67,7 +76,7 @@ def settings(out: Path, data: Path, seed: int, **changes: Any) -> Config:
 
 
 def train_teacher(config: Config, path: Path) -> float:
-    """Trains a ResNet-18 of paddle.vision on the same batches and saves it; its held-out top-1 in percent."""
+    """Trains a ResNet-18 of paddle.vision on the students' data and saves it; its held-out top-1 in percent."""
     import paddle
 
     from classification.augment import EvalTransform, TrainTransform
@@ -109,25 +118,37 @@ def train_student(config: Config) -> float:
     return float(Trainer(config).run()["last"]["top1"])
 
 
-def segment(out: Path, data: Path, lengths: Lengths, seed: int, weights: Path | None) -> float:
-    """mIoU of PaddleSeg's trainer after a fixed number of iterations, from `weights` or from nothing."""
+def train_pair(out: Path, data: Path, teacher: Path, epochs: int, seed: int, clock: Clock) -> dict[str, float]:
+    """Top-1 in percent of the student by itself and of the distilled one: same data, start, order and steps."""
+    both = partial(settings, data=data, seed=seed, schedule__epochs=epochs)
+    result = {}
+    with clock.phase(f"student, seed {seed}", "CycleMLP-B0 by itself"):
+        result["student"] = train_student(both(out / "student"))
+    with clock.phase(f"distilled student, seed {seed}", "CycleMLP-B0, the same steps, with the teacher"):
+        distillation = {"distillation__type": "soft", "distillation__teacher_weights": str(teacher)}
+        result["distilled"] = train_student(both(out / "distilled", **distillation))
+    print("  top-1: " + ", ".join(f"{name} {value:.1f} %" for name, value in result.items()))
+    return result
+
+
+def segment(out: Path, data: Path, iterations: int, seed: int, weights: Path | None) -> tuple[float, list[float]]:
+    """mIoU and the classes' IoU of PaddleSeg's trainer after so many iterations, from `weights` or from nothing."""
     options = [
         f"{split}_dataset.{key}={value}"
         for split in ("train", "val")
         for key, value in (("dataset_root", data), (f"{split}_path", data / f"{split}.txt"))
     ]
-    if weights is not None:
-        options.append(f"model.backbone.pretrained={weights}")
+    start = [] if weights is None else [f"model.backbone.pretrained={weights}"]
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    log, iterations = out / "log.txt", str(lengths.seg_iterations)
-    common = ["--config", SEG_CONFIG, "--device", "cpu"]
-    train = ["train", *common, "--save_dir", str(out), "--seed", str(seed), "--iters", iterations, "--log_iters", "50"]
-    run_command(["seg", *train, "--opts", *options], log, show=r"\[TRAIN\]")
+    log = out / "log.txt"
+    common = ["--config", str(SEG_CONFIG), "--device", "cpu"]
+    train = ["train", *common, "--save_dir", str(out), "--seed", str(seed), "--iters", str(iterations)]
+    run_command(["seg", *train, "--log_iters", "50", "--opts", *options, *start], log, show=r"\[TRAIN\]")
     model = out / f"iter_{iterations}" / "model.pdparams"
-    arguments = ["seg", "val", *common, "--model_path", str(model), "--opts", *options[:4]]
-    output = run_command(arguments, log, show="mIoU:")
-    return read_evaluation(output)[0]
+    shutil.copyfile(model, out / "model.pdparams")
+    arguments = ["seg", "val", *common, "--model_path", str(model), "--opts", *options]
+    return seg.read_evaluation(run_command(arguments, log, show="mIoU:"))
 
 
 def write_data(folder: Path, wanted: DemoSettings) -> None:
@@ -138,91 +159,150 @@ def write_data(folder: Path, wanted: DemoSettings) -> None:
     write_demo_data(folder, wanted, force=True, progress=progress)
 
 
-def students(out: Path, data: Path, lengths: Lengths, seed: int, clock: Clock) -> dict[str, float]:
-    """Top-1 in percent of the teacher, the student alone, and the distilled student, at equal steps."""
-    epochs = {"schedule__epochs": lengths.student_epochs}
-    teacher_weights = out / "teacher.pdparams"
-    result = {}
-    with clock.phase(f"teacher, seed {seed}", TEACHER):
-        result["teacher"] = train_teacher(
-            settings(out, data, seed, schedule__epochs=lengths.teacher_epochs), teacher_weights
-        )
-    with clock.phase(f"student, seed {seed}", "CycleMLP-B0 by itself"):
-        result["student"] = train_student(settings(out / "student", data, seed, **epochs))
-    with clock.phase(f"distilled student, seed {seed}", "CycleMLP-B0, the same steps, with the teacher"):
-        distillation = {"distillation__type": "soft", "distillation__teacher_weights": str(teacher_weights)}
-        result["distilled"] = train_student(settings(out / "distilled", data, seed, **epochs, **distillation))
-    print("  top-1: " + ", ".join(f"{name} {value:.1f} %" for name, value in result.items()))
-    return result
+def draw(out: Path, student: Config, title: str) -> None:
+    """picture.png: the students' losses, and the distilled one's answers for held-out digits."""
+    import numpy as np
+    import paddle
+
+    from classification.augment import EvalTransform
+    from classification.data import EvalDataset, read_samples
+    from classification.report import read_log
+    from classification.student import build_student
+    from cyclemlp_backbones import load_weights
+    from demo.cls_picture import draw_students
+
+    losses = {
+        name: [(row["step"], row["task"]) for row in read_log(out / name / "log.jsonl") if row["event"] == "train"]
+        for name in ("student", "distilled")
+    }
+    data = student.data
+    samples = read_samples(data.val_images, data.val_list, num_classes=10, class_map=None, what="val")
+    dataset = EvalDataset(samples, EvalTransform(data, crop_pct=student.crop_pct))
+    images = np.stack([dataset[index][0] for index in range(min(30, len(dataset)))])
+    model = build_student(student.model)
+    load_weights(model, out / "distilled" / "last.pdparams")
+    model.eval()
+    with paddle.no_grad():
+        answers = model(paddle.to_tensor(images)).argmax(1).tolist()
+    mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (data.mean, data.std))
+    pixels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    draw_students(out / "picture.png", losses, pixels, samples.labels, answers, title=title)
+
+
+def classify(lengths: Lengths, out: Path, seed: int, clock: Clock) -> tuple[Path, float, Path]:
+    """Data and a teacher: the folder, the teacher's top-1 in percent, and its weights."""
+    out.mkdir(parents=True, exist_ok=True)
+    data, weights = out / "data", out / "teacher.pdparams"
+    size = settings(out, data, seed).data.input_size
+    with clock.phase("data", f"{lengths.train} training and {lengths.val} held-out images into {data}"):
+        write_data(data, DemoSettings("imagenet", train=lengths.train, val=lengths.val, size=size, seed=seed))
+    with clock.phase("teacher", f"{TEACHER} of paddle.vision.models"):
+        top1 = train_teacher(settings(out, data, seed, schedule__epochs=lengths.teacher_epochs), weights)
+        print(f"  top-1: teacher {top1:.1f} %")
+    return data, top1, weights
 
 
 def run(lengths: Lengths, out: Path, seed: int) -> None:
     """The whole demo; raises DemoFailure if it learns nothing."""
     clock = Clock()
-    out.mkdir(parents=True, exist_ok=True)
-    data, seg_data = out / "data", out / "seg-data"
-    with clock.phase("data", f"{lengths.train} training and {lengths.val} held-out images into {data}"):
-        write_data(data, DemoSettings("imagenet", train=lengths.train, val=lengths.val, size=SIZE, seed=seed))
-        wanted = DemoSettings("seg", train=lengths.seg_scenes, val=200, size=64, seed=seed, max_digits=1)
-        write_data(seg_data, wanted)
-    accuracies = students(out, data, lengths, seed, clock)
-    best = "distilled" if accuracies["distilled"] >= accuracies["student"] else "student"
+    data, teacher, teacher_weights = classify(lengths, out, seed, clock)
+    top1 = {"teacher": teacher, **train_pair(out, data, teacher_weights, lengths.student_epochs, seed, clock)}
+    best = max(("student", "distilled"), key=lambda name: top1[name])
     weights = out / best / "last.pdparams"
     miou = {}
-    for name, start in (("from nothing", None), ("pretrained", weights)):
+    scenes = DemoSettings("seg", train=lengths.seg_scenes, val=240, size=SEG_SIZE, seed=seed, max_digits=seg.DIGITS)
+    with clock.phase("segmentation data", f"{scenes.train} training and {scenes.val} held-out scenes"):
+        write_data(out / "seg-data", scenes)
+    schedule = seg.Schedule(scenes.train, scenes.val, scenes.size, (), least_gain=0.0, least_classes=0)
+    for name, start in (("from-nothing", None), ("pretrained", weights)):
         with clock.phase(f"segmentation {name}", f"{lengths.seg_iterations} iterations of PaddleSeg's trainer"):
-            miou[name] = segment(out / name.replace(" ", "-"), seg_data, lengths, seed, start)
+            miou[name] = segment(out / name, out / "seg-data", lengths.seg_iterations, seed, start)[0]
+            title = f"Semantic FPN, {name}, {lengths.seg_iterations} iterations: mIoU {miou[name]:.3f}"
+            seg.draw(ROOT / SEG_CONFIG, out / name / "model.pdparams", schedule, seed, out / f"{name}.png", title)
+    background = seg.all_background_miou(schedule, seed)
+    answer = ", ".join(f"{name} {value:.1f} %" for name, value in top1.items())
+    draw(out, settings(out, data, seed), f"held-out top-1: {answer}")
     result = {
-        "top1": accuracies,
-        "miou": miou,
+        "top1": top1,
+        "miou": {**miou, "background everywhere": round(background, 4)},
         "weights": str(weights),
         "lengths": asdict(lengths),
         "seconds": {**clock.seconds, "total": round(clock.total, 1)},
+        "versions": versions("paddleseg"),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    print("\ntop-1: " + ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items()))
+    write_result(out, result)
+    print(f"\ntop-1 on {lengths.val} held-out images: {answer}")
     print(
-        f"mIoU after {lengths.seg_iterations} iterations: from nothing {miou['from nothing']:.3f}, "
-        f"from the {best} weights {miou['pretrained']:.3f}"
+        f"mIoU after {lengths.seg_iterations} iterations: from nothing {miou['from-nothing']:.3f}, from the weights of "
+        f"{best} {miou['pretrained']:.3f}; background everywhere would have {background:.3f}"
     )
+    print(f"pictures {out / 'picture.png'}, {out / 'from-nothing.png'}, {out / 'pretrained.png'}")
     print(f"{clock.total / 60:.1f} minutes; figures {out / 'result.json'}")
-    if max(accuracies["student"], accuracies["distilled"]) < lengths.least:
-        raise DemoFailure(f"the better student has {max(accuracies.values()):.1f} %; {lengths.least} % were expected")
+    gain = miou["pretrained"] - miou["from-nothing"]
+    if top1[best] < lengths.least or gain < lengths.least_gain:
+        raise DemoFailure(
+            f"the better student has {top1[best]:.1f} % and its weights add {gain:.3f} of mIoU; at least "
+            f"{lengths.least} % and {lengths.least_gain} were expected"
+        )
 
 
-def bench(lengths: Lengths, out: Path, seeds: tuple[int, ...]) -> None:
-    """The gain of distillation at equal steps, over several seeds of data, weights and order."""
+def bench(lengths: Lengths, out: Path, seeds: Sequence[int]) -> None:
+    """The gain of distillation at equal steps over several seeds of the weights and the order of the data."""
     clock, rows = Clock(), []
+    data, teacher, weights = classify(lengths, out, seeds[0], clock)
     for seed in seeds:
-        folder = out / f"seed-{seed}"
-        with clock.phase(f"data, seed {seed}", str(folder)):
-            wanted = DemoSettings("imagenet", train=lengths.train, val=lengths.val, size=SIZE, seed=seed)
-            write_data(folder / "data", wanted)
-        rows.append(students(folder, folder / "data", lengths, seed, clock))
+        rows.append(train_pair(out / f"seed-{seed}", data, weights, lengths.student_epochs, seed, clock))
+    result = {
+        "teacher": teacher,
+        "seeds": list(seeds),
+        **summary(rows),
+        "lengths": asdict(lengths),
+        "seconds": {**clock.seconds, "total": round(clock.total, 1)},
+        "versions": versions("paddleseg"),
+    }
+    write_result(out, result)
+    print(f"\nteacher {teacher:.1f} %; {lengths.student_epochs} epochs of {lengths.train} images for each student")
+    for seed, row, gain in zip(seeds, rows, result["gains"]):
+        print(f"seed {seed}: student {row['student']:.1f} %, distilled {row['distilled']:.1f} %, gain {gain:+.1f}")
+    print(
+        f"gain of distillation: {result['mean_gain']:+.2f} points of top-1, standard deviation "
+        f"{result['standard_deviation']:.2f} over {len(seeds)} seeds; {clock.total / 60:.1f} minutes; "
+        f"figures {out / 'result.json'}"
+    )
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Gains of the distilled over the plain students, their mean and sample standard deviation, in points of top-1."""
     gains = [row["distilled"] - row["student"] for row in rows]
-    result = {"seeds": seeds, "top1": rows, "gains": gains, "mean_gain": sum(gains) / len(gains)}
-    (out / "result.json").write_text(json.dumps({**result, "seconds": clock.seconds}, indent=1) + "\n")
-    print(f"\ngain of distillation, points of top-1: {', '.join(f'{gain:+.1f}' for gain in gains)}; ", end="")
-    print(f"mean {result['mean_gain']:+.2f}; figures {out / 'result.json'}")
+    return {
+        "top1": [dict(row) for row in rows],
+        "gains": gains,
+        "mean_gain": statistics.mean(gains),
+        "standard_deviation": statistics.stdev(gains),
+    }
+
+
+def write_result(out: Path, result: Mapping[str, Any]) -> None:
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Digits on photographs, classified and distilled with CycleMLP.")
-    parser.add_argument("--out", type=Path, default=Path("output/demo-cls"), help="folder of the results (%(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the results (output/demo-cls, output/bench-distill)")
     parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened; fails if nothing is learnt")
-    parser.add_argument("--bench", action="store_true", help="students only, with three seeds")
+    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened")
+    parser.add_argument("--bench", action="store_true", help="one teacher, students with three seeds")
     arguments = parser.parse_args()
-    lengths = SMOKE if arguments.smoke else Lengths()
+    out = (arguments.out or Path("output/bench-distill" if arguments.bench else "output/demo-cls")).resolve()
     from classification.report import configure_logging
 
     configure_logging()
     try:
         if arguments.bench:
-            seeds = tuple(range(arguments.seed, arguments.seed + 3))
-            bench(replace(lengths, least=0.0), arguments.out.resolve(), seeds)
+            seeds = range(arguments.seed, arguments.seed + SEEDS)
+            bench(replace(SMOKE, student_epochs=1) if arguments.smoke else BENCH, out, seeds)
         else:
-            run(lengths, arguments.out.resolve(), arguments.seed)
+            run(SMOKE if arguments.smoke else Lengths(), out, arguments.seed)
     except (DemoFailure, OSError, ValueError, ImportError) as error:
         print(f"\ndemo: error: {error}", file=sys.stderr)
         return 1
