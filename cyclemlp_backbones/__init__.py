@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cyclemlp_backbones.factory import build_classifier as build_classifier
     from cyclemlp_backbones.layer_decay import apply_layer_decay as apply_layer_decay
     from cyclemlp_backbones.layers import CycleFC as CycleFC
-    from cyclemlp_backbones.layers import cycle_offsets as cycle_offsets
     from cyclemlp_backbones.pyramid import StageSpec as StageSpec
+    from cyclemlp_backbones.shift import cycle_offsets as cycle_offsets
     from cyclemlp_backbones.variants import VARIANTS as VARIANTS
     from cyclemlp_backbones.variants import Variant as Variant
     from cyclemlp_backbones.variants import list_variants as list_variants
@@ -38,7 +38,7 @@ _MODULE_OF = {
     "apply_layer_decay": "layer_decay",
     "build_backbone": "factory",
     "build_classifier": "factory",
-    "cycle_offsets": "layers",
+    "cycle_offsets": "shift",
     "list_variants": "variants",
     "load_weights": "weights",
     "locate_weights": "weights",

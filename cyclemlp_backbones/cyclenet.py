@@ -6,39 +6,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
-from cyclemlp_backbones.layers import CycleFC, Downsample, DropPath, Mlp, PatchEmbed, in_dygraph, linear
+from cyclemlp_backbones.layers import Downsample, DropPath, Linear, Mlp, PatchEmbed
+from cyclemlp_backbones.mixer import CycleMixer
+from cyclemlp_backbones.operators import in_dygraph
 from cyclemlp_backbones.pyramid import MIN_SIZE, StageSpec, check_out_indices
 
 _EPSILON = 1e-5
-
-
-class CycleMixer(nn.Layer):
-    """Spatial and channel mixing of a block (paper section 3.3): [N, H, W, C] -> [N, H, W, C].
-
-    Three branches, CycleFC along the width, CycleFC along the height and a plain Linear, are weighted per channel and
-    sample by a softmax over the branches, which is computed from the mean of their sum; then a Linear projects the sum.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.mlp_c = linear(channels, channels, bias=False)
-        self.sfc_h = CycleFC(channels, channels, (1, 3))  # published name; it shifts along the width
-        self.sfc_w = CycleFC(channels, channels, (3, 1))  # published name; it shifts along the height
-        self.reweight = Mlp(channels, channels // 4, channels * 3)
-        self.proj = linear(channels, channels)
-        self.channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
-        summary = (h + w + c).mean([1, 2])
-        # Branch is the fastest axis of the published weights: (N, 3C) -> (N, C, 3).
-        gate = F.softmax(self.reweight(summary).reshape([0, self.channels, 3]), axis=-1)
-        gate = gate.unsqueeze([1, 2])
-        return self.proj(h * gate[..., 0] + w * gate[..., 1] + c * gate[..., 2])
 
 
 class CycleBlock(nn.Layer):
@@ -139,7 +115,7 @@ class CycleNet(nn.Layer):
         else:
             self.stage_specs = (specs[-1],)
             self.norm = nn.LayerNorm(embed_dims[-1], epsilon=_EPSILON)
-            self.head = linear(embed_dims[-1], num_classes)
+            self.head = Linear(embed_dims[-1], num_classes)
         for layer in self._frozen_layers():
             for parameter in layer.parameters():
                 parameter.trainable = False

@@ -24,7 +24,8 @@ from cyclemlp_backbones.checkpoint_files import (
 )
 from cyclemlp_backbones.checkpoint_pickle import CheckpointError
 from cyclemlp_backbones.download import fetch, is_url
-from cyclemlp_backbones.layers import CycleFC, cycle_offsets
+from cyclemlp_backbones.layers import CycleFC
+from cyclemlp_backbones.shift import cycle_offsets
 from cyclemlp_backbones.variants import variant_name
 
 logger = logging.getLogger(__name__)

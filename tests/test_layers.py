@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from paddle.vision.ops import deform_conv2d
 
 from cyclemlp_backbones import CycleFC, cycle_offsets
-from cyclemlp_backbones.layers import DropPath, cycle_shift
+from cyclemlp_backbones.layers import DropPath
+from cyclemlp_backbones.shift import cycle_shift
 from tests.reference import GOLDEN, random_state, reference_parameter, relative_error
 
 GOLDEN_LAYERS = np.load(GOLDEN / "cyclefc.npz")
@@ -180,3 +181,28 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
     assert (drop(paddle.ones([8, 3])).numpy() == 1).all()
     with pytest.raises(ValueError, match=r"1\.0"):
         DropPath(1.0)
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1), (1, 4), (5, 1), (1, 1)])
+@pytest.mark.parametrize(("height", "width", "out_channels"), [(6, 7, 3), (2, 2, 40)])
+def test_cpu_form_equals_the_one_for_other_devices(kernel_size, height, width, out_channels, monkeypatch):
+    paddle.seed(4)
+    layer = CycleFC(7, out_channels, kernel_size).to(dtype="float64")
+    x = paddle.randn([2, height, width, 7], dtype="float64")
+    x.stop_gradient = False
+
+    def run():
+        y = layer(x)
+        first = paddle.grad((y**3).sum(), [x, layer.weight, layer.bias], create_graph=True)
+        second = paddle.grad(sum((gradient**2).sum() for gradient in first), [x, layer.weight])
+        (alone,) = paddle.grad((layer(x) ** 3).sum(), x)  # as a saliency map asks
+        with paddle.no_grad():
+            without_gradient = layer(x)
+        return [y, without_gradient, *first, *second, alone]
+
+    on_cpu = run()
+    monkeypatch.setattr("cyclemlp_backbones.shift.runs_on_cpu", lambda x: False)
+    monkeypatch.setattr("cyclemlp_backbones.operators.runs_on_cpu", lambda x: False)
+    for actual, expected in zip(on_cpu, run(), strict=True):
+        scale = max(1.0, float(expected.abs().max()))
+        np.testing.assert_allclose(actual.numpy(), expected.numpy(), rtol=0, atol=1e-13 * scale)

@@ -1,0 +1,71 @@
+"""The block's mixer: three branches, weighted per channel and sample. Feature maps are [N, H, W, C]."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from cyclemlp_backbones.layers import CycleFC, Linear, Mlp
+from cyclemlp_backbones.operators import repeat_rows, runs_on_cpu, scale_channels, spatial_mean, wants_gradient
+from cyclemlp_backbones.shift import cycle_shift, group_by_offset
+
+
+class CycleMixer(nn.Layer):
+    """Spatial and channel mixing of a block (paper section 3.3): [N, H, W, C] -> [N, H, W, C].
+
+    Three branches, CycleFC along the width, CycleFC along the height and a plain Linear, are weighted per channel and
+    sample by a softmax over the branches, which is computed from the mean of their sum; then a Linear projects the sum.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.mlp_c = Linear(channels, channels, bias=False)
+        self.sfc_h = CycleFC(channels, channels, (1, 3))  # published name; it shifts along the width
+        self.sfc_w = CycleFC(channels, channels, (3, 1))  # published name; it shifts along the height
+        self.reweight = Mlp(channels, channels // 4, channels * 3)
+        self.proj = Linear(channels, channels)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._merging_pays(x):
+            return self._merged(x)
+        h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
+        gate_h, gate_w, gate_c = self._gates(spatial_mean(h + w + c))
+        return self.proj(scale_channels(h, gate_h) + scale_channels(w, gate_w) + scale_channels(c, gate_c))
+
+    def _gates(self, summary: Tensor) -> list[Tensor]:
+        """The weights of `sfc_h`, `sfc_w` and `mlp_c`, each [N, C], from the mean [N, C] of the branches' sum."""
+        # Branch is the fastest axis of the published weights: (N, 3C) -> (N, C, 3).
+        return F.softmax(self.reweight(summary).reshape([0, self.channels, 3]), axis=-1).unbind(-1)
+
+    def _merging_pays(self, x: Tensor) -> bool:
+        """One matrix per sample costs as much as the product with about 2 C positions; its gradient costs far more.
+
+        A hook on a branch wants the branch's own output.
+        """
+        if not runs_on_cpu(x) or x.shape[1] * x.shape[2] <= 2 * self.channels or x.shape[0] == 0:
+            return False
+        if paddle.is_grad_enabled() and wants_gradient(x, *self.parameters()):
+            return False
+        merged = (self.mlp_c, self.sfc_h, self.sfc_w, self.proj)
+        return not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in merged)
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """The branches, gates and projection as one matrix per sample: linear maps of what the branches read."""
+        batch, height, width, channels = x.shape
+        read = [cycle_shift(x, self.sfc_h.kernel_size), cycle_shift(x, self.sfc_w.kernel_size), x]
+        weights = [group_by_offset(self.sfc_h.weight, 3), group_by_offset(self.sfc_w.weight, 3), self.mlp_c.weight]
+        biases = paddle.stack([self.sfc_h.bias, self.sfc_w.bias])
+
+        merged_input = paddle.concat(read, axis=-1)
+        weight = paddle.concat(weights, axis=0)
+        gates = self._gates(paddle.matmul(spatial_mean(merged_input), weight) + biases.sum(0))
+
+        factors = [repeat_rows(gate.unsqueeze(1), rows.shape[0]) for gate, rows in zip(gates, weights)]
+        merged_weight = paddle.matmul(weight * paddle.concat(factors, axis=1), self.proj.weight)
+        bias = (biases * paddle.stack(gates[:2], axis=1)).sum(1)
+        bias = paddle.addmm(self.proj.bias, bias, self.proj.weight).unsqueeze(1)
+
+        y = paddle.matmul(merged_input.reshape([batch, height * width, -1]), merged_weight)
+        return (y + repeat_rows(bias, height * width)).reshape([batch, height, width, channels])
