@@ -181,3 +181,27 @@ def test_color_jitter_is_part_of_training_only_when_asked_for():
     bright = TrainTransform(replace(off, color_jitter=0.4), DATA)(image, np.random.default_rng(0))
     assert np.abs(plain - EvalTransform(DATA, crop_pct=1.0)(image)).max() < 1e-6
     assert np.abs(bright - plain).max() > 0.1
+
+
+def test_flips_are_drawn_with_their_probability():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    plain = AugmentConfig(policy=None, flip=0.0, erase=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    straight = TrainTransform(plain, DATA)(image, np.random.default_rng(0))
+    flipped = TrainTransform(replace(plain, flip=1.0), DATA)(image, np.random.default_rng(0))
+    assert np.array_equal(flipped, straight[:, :, ::-1])
+    half = TrainTransform(replace(plain, flip=0.5), DATA)
+    rng = np.random.default_rng(0)
+    assert 70 < sum(np.array_equal(half(image, rng), flipped) for _ in range(200)) < 130
+
+
+def test_pictures_are_made_larger_bicubically():
+    """Between two flat halves, bicubic interpolation overshoots, bilinear does not."""
+    array = np.full((16, 16, 3), 64, np.uint8)
+    array[:, 8:] = 192
+    image = Image.fromarray(array)
+    plain = AugmentConfig(policy=None, flip=0.0, erase=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    data = replace(DATA, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    for interpolation, overshoots in (("bicubic", True), ("bilinear", False)):
+        result = TrainTransform(replace(plain, interpolation=interpolation), data)(image, np.random.default_rng(0))
+        assert (result.max() > 192.5 / 255) == overshoots
+    assert EvalTransform(data, crop_pct=1.0)(image).max() > 192.5 / 255

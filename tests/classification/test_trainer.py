@@ -9,10 +9,12 @@ import time
 import numpy as np
 import pytest
 
-from classification.checkpoint import read_checkpoint, saved_steps, steps_to_delete
+from classification.checkpoint import read_checkpoint, saved_steps, steps_to_delete, write_atomically
+from classification.config import ModelConfig
 from classification.distributed import World
 from classification.precision import Precision
 from classification.report import read_log
+from classification.student import build_student
 from classification.trainer import NonFiniteLossError, Trainer
 from cyclemlp_backbones import CheckpointError, CycleNet, load_weights
 from cyclemlp_backbones import read_checkpoint as weights
@@ -218,3 +220,36 @@ def test_published_weights_are_those_of_the_variant(digits, tmp_path, monkeypatc
     trainer = Trainer(tiny_config(digits, tmp_path, **size, model__pretrained="published"))
     assert asked == [(True, "b2")]
     assert np.array_equal(trainer.model.head.weight.numpy().T, weights(GOLDEN / "tiny_zip.pth")["head.weight"])
+
+
+def test_the_average_moves_once_an_optimizer_step(digits, tmp_path, monkeypatch):
+    trainer = Trainer(tiny_config(digits, tmp_path, **RESUMED))  # two forwards a step
+    moved = []
+    update = trainer.average.update
+    monkeypatch.setattr(trainer.average, "update", lambda weights: moved.append(trainer.step) or update(weights))
+    trainer.run()
+    assert moved == list(range(10))
+
+
+def test_a_failed_write_leaves_the_file_that_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fails(temporary):
+        temporary.write_text("half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        write_atomically(path, fails)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_the_configuration_reaches_the_network():
+    model = build_student(ModelConfig(variant="b0", num_classes=7, drop_path_rate=0.2, use_recompute=True))
+    assert model.head.weight.shape[1] == 7
+    blocks = [layer for layer in model.sublayers() if type(layer).__name__ == "CycleBlock"]
+    rates = [getattr(block.drop_path, "rate", 0.0) for block in blocks]
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0.2)
+    assert model.use_recompute
