@@ -14,6 +14,8 @@ from PIL import Image, ImageEnhance, ImageOps
 LEVELS = 10
 """Magnitudes go from 0 to 10."""
 
+_RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
+
 _SHEAR, _TRANSLATE, _ROTATE, _ENHANCE, _SOLARIZE_ADD = 0.3, 0.45, 30.0, 0.9, 110
 
 
@@ -83,11 +85,20 @@ def color(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
 
 
 def contrast(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
-    return F.adjust_contrast(image, factor)
+    """Blended with its mean gray."""
+    gray = np.asarray(image.convert("L"))
+    return _blend_with_gray(image, int(gray.sum() / gray.size + 0.5), factor)
 
 
 def brightness(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
-    return F.adjust_brightness(image, factor)
+    """Blended with black."""
+    return _blend_with_gray(image, 0, factor)
+
+
+def _blend_with_gray(image: Image.Image, gray: int, factor: float) -> Image.Image:
+    """`gray + factor * (image - gray)`, rounded as Pillow does, by a table: every value of a picture has one result."""
+    table = Image.blend(Image.new("L", _RAMP.size, gray), _RAMP, factor).tobytes()
+    return image.point(list(table) * len(image.getbands()))
 
 
 def sharpness(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
