@@ -1,0 +1,63 @@
+"""The README's table of detection heads is made of stored measurements; what counts as working."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.detection_heads import (
+    ACTIONS,
+    BEGIN,
+    END,
+    HEADS,
+    StepFailure,
+    check_eval,
+    check_train,
+    render,
+    stored_results,
+    write_table,
+)
+from tests.adapters.tiny_seg import REPOSITORY
+
+
+def test_readme_has_the_table_of_the_stored_results():
+    text = (REPOSITORY / "README.md").read_text()
+    assert text.split(BEGIN)[1].split(END)[0].strip() == render(stored_results())
+
+
+def test_stored_results_are_of_both_paddles_and_every_step_of_every_head():
+    results = stored_results()
+    assert {version.split(".")[0] for version in results} == {"2", "3"}
+    for result in results.values():
+        assert {head: tuple(cells) for head, cells in result["heads"].items()} == dict.fromkeys(HEADS, ACTIONS)
+
+
+def test_table_says_what_fails_and_what_has_limits():
+    def result(export, what="equal"):
+        cells = {action: {"works": True, "what": ""} for action in ACTIONS}
+        return {"heads": {"retinanet": {**cells, "export": {"works": export, "what": what}}}}
+
+    table = render({"2.6.2": result(False), "3.3.1": result(True), "10.0.0": result(True, "one image at a time")})
+    assert table.splitlines()[2] == (
+        "| RetinaNet | 10.0.0, 3.3.1, 2.6.2 | 10.0.0, 3.3.1, 2.6.2 | 10.0.0, 3.3.1, 2.6.2 "
+        "| 10.0.0 (one image at a time); 3.3.1; 2.6.2 (fails) |"
+    )
+
+
+def test_table_goes_between_the_markers_only(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_table(readme, "new")
+    assert readme.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    readme.write_text("no markers\n")
+    with pytest.raises(ValueError, match=r"README\.md needs the lines"):
+        write_table(readme, "new")
+
+
+def test_a_command_that_ends_well_but_learnt_or_scored_nothing_does_not_count(monkeypatch, tmp_path):
+    steps = "".join(f"loss: {value}\n" for value in ("1.5", "nan", *["1.0"] * 6))
+    monkeypatch.setattr("benchmarks.detection_heads.call", lambda arguments, log: steps.replace("loss", " loss"))
+    with pytest.raises(StepFailure, match="nan"):
+        check_train("retinanet", tmp_path / "c.yml", tmp_path / "log")
+    monkeypatch.setattr("benchmarks.detection_heads.call", lambda arguments, log: "")
+    with pytest.raises(StepFailure, match="precisions of nothing"):
+        check_eval("retinanet", tmp_path / "c.yml", tmp_path / "log")
