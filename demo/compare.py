@@ -49,17 +49,16 @@ _SHOWN = r"(Epoch: \[0\] \[ *|iter: )(\d*[05]0|25|75|\d+[27]5)/|^ERROR|[Ee]rror:
 
 @dataclass(frozen=True)
 class Scale:
-    """`seconds` of training for each row, after `probe_steps` that are timed; sizes of scenes for each kind of head."""
+    """`seconds` of training for each row, after `probe_steps` that are timed, on scenes of `size` x `size` pixels."""
 
     seconds: float = 120.0
     probe_steps: int = 16
     val_scenes: int = 240
-    detection_size: int = 96
-    segmentation_size: int = 64
-    batch_size: int = 16
+    size: int = 64
+    batch_size: int = 8
 
 
-SMOKE = Scale(seconds=1.0, probe_steps=6, val_scenes=8, detection_size=64, segmentation_size=32, batch_size=4)
+SMOKE = Scale(seconds=1.0, probe_steps=6, val_scenes=8, batch_size=4)
 
 
 @dataclass(frozen=True)
@@ -170,14 +169,13 @@ def count_parameters(weights: Path) -> int:
 
 def make_data(head: str, scenes: int, scale: Scale, folder: Path) -> None:
     """At least `scenes` training scenes, and the held-out ones, of the kind that `head` takes."""
-    segmentation = head == "semantic_fpn"
     settings = DemoSettings(
-        "seg" if segmentation else "coco",
+        "seg" if head == "semantic_fpn" else "coco",
         train=scenes,
         val=scale.val_scenes,
-        size=scale.segmentation_size if segmentation else scale.detection_size,
+        size=scale.size,
         seed=SEED,
-        max_digits=DIGITS if segmentation else None,
+        max_digits=DIGITS,  # one large digit: several small ones are not learnt from random weights in such a time
     )
     if not is_complete(folder, settings):
         progress = partial(tqdm, total=scenes + scale.val_scenes, unit=" scenes", mininterval=2)
