@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cyclemlp_backbones import build_classifier
-from tests.adapters.tiny_det import DETECTORS, in_process
+from tests.adapters.tiny_det import DETECTORS, dataset, in_process, write_data
 from tests.adapters.tiny_seg import REPOSITORY
 
 FOLDER = REPOSITORY / "det_configs"
@@ -25,12 +25,6 @@ PAPER = {
 # Epochs, rate, and sides of training images.
 RECIPES = {"1x": (12, [8, 11], [[800, 1333]]), "3x": (36, [27, 33], [[side, 1333] for side in range(640, 801, 32)])}
 RATES = {"retinanet": 1e-4, "mask_rcnn": 2e-4, "faster_rcnn": 2e-4, "cascade_mask_rcnn": 1e-4}
-
-
-def parts(path):
-    detector, rest = path.stem.split("_cyclemlp_")
-    variant, _, schedule, _ = rest.split("_")
-    return detector, variant, schedule
 
 
 def test_there_is_each_detector_in_each_size():
@@ -82,19 +76,20 @@ def build(path, pretrained):
     }
 
 
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory):
-    """A file like the published one for each size, only as those are needed: b1."""
-    path = tmp_path_factory.mktemp("weights") / "b1.pdparams"
-    model = build_classifier("b1")
+@pytest.fixture(scope="module", params=VARIANTS)
+def classifier(request, tmp_path_factory):
+    """A variant, a file like the published one of its size, and the stem's weights in it."""
+    path = tmp_path_factory.mktemp("weights") / f"{request.param}.pdparams"
+    model = build_classifier(request.param)
     paddle.save(model.state_dict(), str(path))
-    return {"b1": (str(path), model.patch_embed.proj.weight.numpy())}
+    yield request.param, str(path), model.patch_embed.proj.weight.numpy()
+    path.unlink()  # up to 300 MB
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configuration_builds_in_the_papers_size_and_recipe(path, classifiers):
-    detector, variant, schedule = parts(path)
-    weights, stem = classifiers.get(variant, (None, None))
+@pytest.mark.parametrize(("detector", "schedule"), [*((name, "1x") for name in DETECTORS), ("mask_rcnn", "3x")])
+def test_configuration_builds_in_the_papers_size_and_recipe_with_a_classifiers_weights(detector, schedule, classifier):
+    variant, weights, stem = classifier
+    path = FOLDER / f"{detector}_cyclemlp_{variant}_fpn_{schedule}_coco.yml"
     built = in_process(build, path, weights)
     assert built["published"] is True  # a run begins with the published weights, or not at all
     assert built["recipe"] == RECIPES[schedule]
@@ -105,8 +100,33 @@ def test_configuration_builds_in_the_papers_size_and_recipe(path, classifiers):
     assert built["weights"] == f"output/{path.stem}/model_final.pdparams"
     if detector in PAPER:
         assert round(built["parameters"] / 1e6, 3) == PAPER[detector][VARIANTS.index(variant)]
-    if stem is not None:
-        np.testing.assert_array_equal(built["stem"], stem)
+    np.testing.assert_array_equal(built["stem"], stem)
+
+
+def training_sides(path, folder):
+    """Shorter sides of the images that the configuration's own reader gives, five times each of those in `folder`."""
+    from ppdet.core.workspace import create
+
+    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters.paddledet_config import read_config
+
+    config = read_config(str(path), [])
+    config["TrainDataset"].update(dataset(folder, "train"))
+    data = create("TrainDataset")()
+    data.parse_dataset()
+    loader = create("TrainReader")(data, 0)
+    batches = [batch for _ in range(5) for batch in loader]
+    assert all(side % 32 == 0 for batch in batches for image in batch["image"] for side in image.shape[1:])
+    return {int(min(shape.numpy())) for batch in batches for shape in batch["im_shape"]}
+
+
+@pytest.mark.parametrize(("schedule", "sides"), [("1x", {800}), ("3x", {640, 672, 704, 736, 768, 800})])
+def test_images_are_resized_as_the_schedule_says(tmp_path, schedule, sides):
+    write_data(tmp_path)
+    path = FOLDER / f"mask_rcnn_cyclemlp_b1_fpn_{schedule}_coco.yml"
+    seen = in_process(training_sides, path, tmp_path)
+    assert seen <= sides
+    assert len(seen) >= min(3, len(sides))  # of 20 images
 
 
 def test_base_parts_are_lists_of_files_that_exist():
