@@ -7,6 +7,7 @@ configuration, a data set or a weights file, is a ValueError or an OSError.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 from collections.abc import Mapping
@@ -179,6 +180,13 @@ def run_eval(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"--json_eval: {folder} has none of proposal.json, bbox.json, mask.json")
         json_eval_results(config.metric, json_directory=str(folder), dataset=create("EvalDataset")())
         return
+    if args.slice_infer:
+        _check_sahi()
+        if config["EvalDataset"].get("name") != "SlicedCOCODataSet":  # else a KeyError in the first batch
+            raise ValueError(
+                f"{args.config}: --slice_infer takes an EvalDataset that cuts its images, "
+                f"name: SlicedCOCODataSet; it is {config['EvalDataset'].get('name')}"
+            )
     init_parallel_env()
     trainer = _build(args, config, "eval")
     _load_trained(trainer, config)
@@ -186,6 +194,11 @@ def run_eval(args: argparse.Namespace) -> None:
         trainer.evaluate_slice(**_slices(args))
     else:
         trainer.evaluate()
+
+
+def _check_sahi() -> None:
+    if importlib.util.find_spec("sahi") is None:
+        raise ImportError("--slice_infer cuts images with the package sahi: pip install sahi")
 
 
 def _slices(args: argparse.Namespace) -> dict[str, Any]:
@@ -222,6 +235,8 @@ def _check_class_names(trainer: Trainer, args: argparse.Namespace, config: Any) 
 def run_infer(args: argparse.Namespace) -> None:
     """Writes a picture for each image into `output_dir`, with boxes, labels and masks."""
     images = _images(args)
+    if args.slice_infer:
+        _check_sahi()
     config = _prepare(args, "test", use_vdl=args.use_vdl, vdl_log_dir=args.vdl_log_dir)
     trainer = _build(args, config, "test")
     _check_class_names(trainer, args, config)

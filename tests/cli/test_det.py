@@ -294,6 +294,17 @@ def test_infer_without_what_it_needs_is_an_error(config, flags, message):
     assert re.search(message, output)
 
 
+def test_slicing_without_what_it_needs_is_an_error(config):
+    for action, flags in (("eval", []), ("infer", ["--infer_dir", "val"])):
+        status, output = det(action, config, *flags, "--slice_infer")
+        assert status == 1
+        assert "--slice_infer cuts images with the package sahi: pip install sahi" in output
+    (config.parent / "sahi.py").write_text("")  # in the way of imports, to come to what is checked after it
+    run = cyclemlp_afresh("det", "eval", "-c", config, "--slice_infer", cwd=config.parent)
+    assert run.returncode == 1
+    assert "EvalDataset that cuts its images, name: SlicedCOCODataSet; it is COCODataSet" in run.stderr
+
+
 def test_wrong_calls_have_exit_status_2(capsys):
     assert main(["det"]) == 2
     assert main(["det", "evla"]) == 2
