@@ -6,7 +6,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from cyclemlp_backbones.operators import in_dygraph, runs_on_cpu, wants_gradient
+from cyclemlp_backbones.operators import in_dygraph, reshape_positions, runs_on_cpu, wants_gradient
 from cyclemlp_backbones.operators import linear as linear_operator
 from cyclemlp_backbones.shift import check_kernel_size, cycle_linear
 
@@ -103,15 +103,13 @@ class Mlp(nn.Layer):
         self.fc2 = Linear(hidden_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape([-1, x.shape[-1]])  # in an exported graph too: oneDNN and ONNX Runtime fuse more of it
         if not runs_on_cpu(x) or wants_gradient(x, self.fc1.weight, self.fc2.weight):
-            return self._map(x)
+            return reshape_positions(self._map(rows), x)
         # Part by part, the hidden features stay in the processor's cache, and their memory is small and reused.
-        rows = x.reshape([-1, x.shape[-1]])
         step = max(1, _HIDDEN_ELEMENTS // self.fc1.weight.shape[1])
-        if rows.shape[0] <= step:
-            return self._map(x)
         parts = [self._map(rows[start : start + step]) for start in range(0, rows.shape[0], step)]
-        return paddle.concat(parts).reshape([*x.shape[:-1], -1])
+        return reshape_positions(paddle.concat(parts) if len(parts) > 1 else parts[0], x)
 
     def _map(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -7,7 +7,16 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from cyclemlp_backbones.layers import CycleFC, Linear, Mlp
-from cyclemlp_backbones.operators import repeat_rows, runs_on_cpu, scale_channels, spatial_mean, wants_gradient
+from cyclemlp_backbones.operators import (
+    in_dygraph,
+    linear,
+    repeat_rows,
+    reshape_positions,
+    runs_on_cpu,
+    scale_channels,
+    spatial_mean,
+    wants_gradient,
+)
 from cyclemlp_backbones.shift import cycle_shift, group_by_offset
 
 
@@ -40,20 +49,20 @@ class CycleMixer(nn.Layer):
         return F.softmax(self.reweight(summary).reshape([0, self.channels, 3]), axis=-1).unbind(-1)
 
     def _merging_pays(self, x: Tensor) -> bool:
-        """One matrix per sample costs as much as the product with about 2 C positions; its gradient costs far more.
-
-        A hook on a branch wants the branch's own output.
-        """
-        if not runs_on_cpu(x) or x.shape[1] * x.shape[2] <= 2 * self.channels or x.shape[0] == 0:
+        """One matrix per sample costs as much as the product with about 2 C positions; its gradient costs far more."""
+        if in_dygraph():
+            if not runs_on_cpu(x) or x.shape[1] * x.shape[2] <= 2 * self.channels or x.shape[0] == 0:
+                return False
+            if paddle.is_grad_enabled() and wants_gradient(x, *self.parameters()):
+                return False
+        elif self.training or self.channels > 128:  # a graph's map has no size yet; wide stages have small ones
             return False
-        if paddle.is_grad_enabled() and wants_gradient(x, *self.parameters()):
-            return False
+        # A hook on a branch wants the branch's own output.
         merged = (self.mlp_c, self.sfc_h, self.sfc_w, self.proj)
         return not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in merged)
 
     def _merged(self, x: Tensor) -> Tensor:
         """The branches, gates and projection as one matrix per sample: linear maps of what the branches read."""
-        batch, height, width, channels = x.shape
         read = [cycle_shift(x, self.sfc_h.kernel_size), cycle_shift(x, self.sfc_w.kernel_size), x]
         weights = [group_by_offset(self.sfc_h.weight, 3), group_by_offset(self.sfc_w.weight, 3), self.mlp_c.weight]
         biases = paddle.stack([self.sfc_h.bias, self.sfc_w.bias])
@@ -65,7 +74,8 @@ class CycleMixer(nn.Layer):
         factors = [repeat_rows(gate.unsqueeze(1), rows.shape[0]) for gate, rows in zip(gates, weights)]
         merged_weight = paddle.matmul(weight * paddle.concat(factors, axis=1), self.proj.weight)
         bias = (biases * paddle.stack(gates[:2], axis=1)).sum(1)
-        bias = paddle.addmm(self.proj.bias, bias, self.proj.weight).unsqueeze(1)
+        bias = linear(bias, self.proj.weight, self.proj.bias).unsqueeze(1)
 
-        y = paddle.matmul(merged_input.reshape([batch, height * width, -1]), merged_weight)
-        return (y + repeat_rows(bias, height * width)).reshape([batch, height, width, channels])
+        y = paddle.matmul(merged_input.reshape([0, -1, merged_input.shape[-1]]), merged_weight)
+        y = y + (repeat_rows(bias, y.shape[1]) if in_dygraph() else bias)
+        return reshape_positions(y, x)

@@ -7,6 +7,8 @@ is the sum, at a matrix product's speed.
 
 from __future__ import annotations
 
+import math
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
@@ -29,6 +31,14 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return paddle.is_grad_enabled() and any(tensor is not None and not tensor.stop_gradient for tensor in tensors)
 
 
+def reshape_positions(x: Tensor, like: Tensor) -> Tensor:
+    """`x`, its positions flattened, [..., C], back at the positions of `like` [N, H, W, any]: [N, H, W, C]."""
+    if in_dygraph():
+        return x.reshape([*like.shape[:-1], x.shape[-1]])
+    sizes = paddle.shape(like)  # an exported graph leaves them open
+    return x.reshape([*(sizes[axis] for axis in range(len(like.shape) - 1)), x.shape[-1]])
+
+
 def repeat_rows(rows: Tensor, count: int) -> Tensor:
     """[..., 1, C] -> [..., count, C], every row the same."""
     return paddle.matmul(paddle.ones([count, 1], dtype=rows.dtype), rows)
@@ -38,7 +48,7 @@ def add_to_rows(x: Tensor, row: Tensor) -> Tensor:
     """`x` [..., C] plus `row` [C] at every position; on a CPU, its gradient is fast too."""
     if not runs_on_cpu(x):
         return x + row
-    return x + repeat_rows(row.unsqueeze(0), x.size // x.shape[-1]).reshape(x.shape)
+    return x + repeat_rows(row.unsqueeze(0), math.prod(x.shape[:-1])).reshape(x.shape)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

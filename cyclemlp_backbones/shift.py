@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
-from cyclemlp_backbones.operators import add_to_rows, linear, runs_on_cpu, wants_gradient
+from cyclemlp_backbones.operators import add_to_rows, in_dygraph, linear, runs_on_cpu, wants_gradient
 
 
 def check_kernel_size(kernel_size: tuple[int, int]) -> tuple[int, int]:
@@ -77,12 +78,15 @@ def cycle_shift(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     before, after = length // 2, length - 1 - length // 2
     groups = -(-x.shape[-1] // length)
     x = _pad_with_zeros(x, 3, 0, groups * length - x.shape[-1])
-    padded = _pad_with_zeros(x, axis, before, after).reshape([0, 0, 0, groups, length])
+    # Transposed first, since each slice is then of whole rows. Every operator below has kernels for half precision, and
+    # an exported graph keeps all sizes open.
+    grouped = x.reshape([0, 0, 0, groups, length]).transpose([0, 1, 2, 4, 3])
+    padded = _pad_with_zeros(grouped, axis, before, after)
     shifted = []
     for residue, offset in enumerate(_cycle(length)):
         end = -(after - offset) or np.iinfo(np.int32).max
-        window = paddle.slice(padded, [axis, 4], [before + offset, residue], [end, residue + 1])
-        shifted.append(window.squeeze(4))
+        window = paddle.slice(padded, [axis, 3], [before + offset, residue], [end, residue + 1])
+        shifted.append(window.squeeze(3))
     return paddle.concat(shifted, axis=-1)
 
 
@@ -140,7 +144,11 @@ def group_by_offset(weight: Tensor, kernel_length: int) -> Tensor:
     groups = -(-in_channels // kernel_length)
     weight = _pad_with_zeros(weight.reshape([out_channels, in_channels]), 1, 0, groups * kernel_length - in_channels)
     weight = weight.reshape([out_channels, groups, kernel_length]).transpose([2, 1, 0])
-    return weight.reshape([groups * kernel_length, out_channels])
+    if in_dygraph():
+        return weight.reshape([groups * kernel_length, out_channels])
+    # At a transpose, reshape and concat, Paddle 3.3.1's oneDNN passes refuse an exported graph; flatten has no second
+    # gradient.
+    return weight.flatten(0, 1)
 
 
 def _ungroup(grouped: Tensor, kernel_length: int, in_channels: int) -> Tensor:
@@ -160,7 +168,7 @@ def cycle_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tu
 
 def _cycle_linear_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int]) -> Tensor:
     read, length = cycle_shift(x, kernel_size), max(kernel_size)
-    if x.size >= weight.size or wants_gradient(x, weight, bias):
+    if math.prod(x.shape) >= math.prod(weight.shape) or wants_gradient(x, weight, bias):
         return linear(read, group_by_offset(weight, length), bias)
     # On a small map there is less of `x` than of the weight to bring into the other's order.
     read = _in_natural_order(read, length, x.shape[3])
