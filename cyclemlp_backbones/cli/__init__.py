@@ -17,6 +17,8 @@ COMMANDS = {
     "doctor": "check the installed packages for known conflicts",
     "seg": "train, val, predict, export with PaddleSeg",
     "det": "train, eval, infer, export with PaddleDetection",
+    "export": "a trained model as a folder that other programs run: Paddle's inference format or ONNX",
+    "predict": "run an exported model on images: classes, masks, boxes",
 }
 
 

@@ -1,0 +1,101 @@
+"""`cyclemlp export`: a trained checkpoint as a folder that `cyclemlp predict` and other programs run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cyclemlp export",
+        description="Writes OUT: the model, which takes any batch size, height and width, and cyclemlp.yml, which says "
+        "how to prepare images for it and what its classes are.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="trained weights: .pdparams, .pth or .safetensors")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument(
+        "--task", required=True, choices=TASKS, help="classifier, maps of the backbone, segmentation, detection"
+    )
+    parser.add_argument("--config", metavar="FILE", help="seg: PaddleSeg's configuration; det: PaddleDetection's")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="seg, det: override the configuration"
+    )
+    parser.add_argument("--format", default="paddle", choices=FORMATS, help="default: %(default)s")
+    parser.add_argument("--class-names", metavar="FILE", help="text file with a class's name a line")
+    parser.add_argument("--size", type=int, default=224, help="cls: side of the crop, default %(default)s")
+    parser.add_argument(
+        "--mean", nargs=3, type=float, default=[0.485, 0.456, 0.406], metavar=("R", "G", "B"), help="cls, features"
+    )
+    parser.add_argument(
+        "--std", nargs=3, type=float, default=[0.229, 0.224, 0.225], metavar=("R", "G", "B"), help="cls, features"
+    )
+    parser.add_argument(
+        "--layout", choices=("paddle", "torch"), help="cls, features: of Linear weights, where the file cannot tell"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("dynamic", "static"),
+        help="onnx: int8, by ONNX Runtime; weights only (dynamic) or calibrated on images (static)",
+    )
+    parser.add_argument("--calibration", metavar="DIR", type=Path, help="folder of images for --quantize static")
+    parser.add_argument("--force", action="store_true", help="overwrite an earlier export in OUT")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    _check(args)
+    from cyclemlp_backbones.deploy.export import export
+
+    if args.task == "seg":
+        from cyclemlp_backbones.adapters.paddleseg_deploy import seg_export
+
+        model = seg_export(args.checkpoint, args.config, opts=args.opts, class_names=args.class_names)
+    elif args.task == "det":
+        from cyclemlp_backbones.adapters.paddledet_deploy import det_export
+
+        model = det_export(
+            args.checkpoint, args.config, format=args.format, opts=args.opts, class_names=args.class_names
+        )
+    else:
+        from cyclemlp_backbones.deploy.networks import network_export
+
+        model = network_export(
+            args.checkpoint,
+            args.task,
+            layout=args.layout,
+            size=args.size,
+            mean=tuple(args.mean),
+            std=tuple(args.std),
+            class_names=args.class_names,
+        )
+    manifest = export(model, args.out, format=args.format, overwrite=args.force)
+    if args.quantize:
+        from cyclemlp_backbones.deploy.quantize import quantize
+
+        manifest = quantize(args.out, args.quantize, calibration=args.calibration)
+    size = sum((args.out / name).stat().st_size for name in manifest.files)
+    print(
+        f"wrote {args.out}: {manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, "
+        f"{size / 1e6:.1f} MB; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"
+    )
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.task in ("seg", "det") and not args.config:
+        raise ValueError(f"--task {args.task} needs --config FILE, the configuration that the model was trained with")
+    if args.task in ("cls", "features") and (args.config or args.opts):
+        raise ValueError(f"--task {args.task} takes no --config and --opts: the checkpoint tells the network's size")
+    if not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f"no checkpoint {args.checkpoint}")
+    if args.size < 32:
+        raise ValueError(f"--size is {args.size}; it takes 32 and more")
+    if args.quantize and (args.format != "onnx" or args.task == "det"):
+        raise ValueError("--quantize takes --format onnx and the tasks cls, features and seg")
+    if (args.quantize == "static") != (args.calibration is not None):
+        raise ValueError("--quantize static and --calibration DIR go together")

@@ -1,0 +1,87 @@
+"""`cyclemlp predict`: what an exported model says of images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cyclemlp predict",
+        description="Runs a folder that `cyclemlp export` wrote. Classes: results.csv, pictures with the best classes. "
+        "Segmentation: masks/*.png of class numbers, overlays. Detection: detections.json and images.json in COCO's "
+        "format, results.csv, overlays. The exit status is 1 if an image could not be read.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder that `cyclemlp export` wrote")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="images, and folders of images or video frames")
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder of the results")
+    parser.add_argument("--batch-size", type=int, default=1, help="images of equal size together, default %(default)s")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: OMP_NUM_THREADS, else all")
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="seg: cut images into overlapping tiles, without resizing them"
+    )
+    parser.add_argument(
+        "--overlap", type=int, default=128, metavar="PIXELS", help="seg: of neighbouring tiles, default %(default)s"
+    )
+    parser.add_argument("--top", type=int, default=5, help="cls: classes per image, default %(default)s")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.05, help="det: lowest score written, default %(default)s"
+    )
+    parser.add_argument(
+        "--draw-threshold", type=float, default=0.5, help="det: lowest score drawn, default %(default)s"
+    )
+    parser.add_argument(
+        "--coco-images", type=Path, metavar="FILE", help="det: COCO annotation file whose image ids to use"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="no overlays")
+    parser.add_argument("--max-pixels", type=int, default=250_000_000, help="refuse larger images, default %(default)s")
+    parser.add_argument(
+        "--max-model-pixels",
+        type=int,
+        default=4096 * 4096,
+        help="refuse images that the model would take larger than this, without --tile, default %(default)s",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    from tqdm import tqdm
+
+    from cyclemlp_backbones.deploy.images import find_images
+    from cyclemlp_backbones.deploy.predict import Options, predict_files
+    from cyclemlp_backbones.deploy.results import read_image_ids
+    from cyclemlp_backbones.deploy.runtime import DeployedModel
+
+    options = Options(
+        batch_size=args.batch_size,
+        tile=args.tile,
+        overlap=args.overlap,
+        top=args.top,
+        score_threshold=args.score_threshold,
+        draw_threshold=args.draw_threshold,
+        max_pixels=args.max_pixels,
+        max_model_pixels=args.max_model_pixels,
+        pictures=not args.no_pictures,
+        coco_images=args.coco_images,
+    )
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads is {args.threads}; it takes 1 and more")
+    files = find_images(args.images)
+    model = DeployedModel(args.model, threads=args.threads)
+    options.check(model.manifest)
+    image_ids = read_image_ids(args.coco_images) if args.coco_images else None
+    failed = []
+    with tqdm(total=len(files), unit="image", disable=None) as progress:
+        for file, problem in predict_files(model, files, args.out, options, image_ids=image_ids):
+            progress.update()
+            if problem:
+                failed.append(file)
+                progress.write(f"left out {file.path}: {problem}", file=sys.stderr)
+    print(f"wrote the results of {len(files) - len(failed)} images to {args.out}")
+    if failed:
+        print(f"left out {len(failed)} of {len(files)} images, named above", file=sys.stderr)
+    return 1 if failed else 0

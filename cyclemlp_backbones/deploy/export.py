@@ -1,0 +1,196 @@
+"""From a network to an exported folder: Paddle's inference format or ONNX, with `cyclemlp.yml` beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paddle
+from paddle import nn
+from paddle.static import InputSpec
+
+from cyclemlp_backbones import __version__
+from cyclemlp_backbones.cyclenet import CycleNet
+from cyclemlp_backbones.deploy.manifest import FILE_NAME, FORMATS, Manifest, Preprocessing, write_manifest
+from cyclemlp_backbones.variants import VARIANTS
+
+OPSET = 17
+"""The first in which LayerNormalization is one operator."""
+
+IMAGE = InputSpec([None, 3, None, None], "float32", name="image")
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A network and what its manifest has to say; `input_spec` is what its `forward` takes."""
+
+    layer: nn.Layer
+    task: str
+    architecture: str
+    variant: str | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    input_spec: Sequence[Any]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    category_ids: tuple[int, ...] = ()
+    nms: Mapping[str, float] | None = None
+
+
+def variant_of(network: CycleNet) -> str | None:
+    """The variant that a network is, "b0" to "b5"; None if it is of another size."""
+    stages = [network.network[index] for index in (0, 2, 4, 6)]
+    depths = tuple(len(stage) for stage in stages)
+    dims = tuple(int(stage[0].norm1.bias.shape[0]) for stage in stages)
+    for name, variant in VARIANTS.items():
+        if (variant.depths, variant.embed_dims) == (depths, dims):
+            return name
+    return None
+
+
+def export(model: Exportable, folder: str | os.PathLike, *, format: str, overwrite: bool = False) -> Manifest:
+    """Writes `model` into `folder`, which becomes complete: program, weights and `cyclemlp.yml`.
+
+    `format` is "paddle" or "onnx" (Paddle 3 only). Any batch size, height and width from 32 on are open. A folder that
+    holds anything is a ValueError, unless `overwrite` is set and what it holds is an earlier export.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
+    path = Path(folder)
+    _empty(path, overwrite)
+    path.mkdir(parents=True, exist_ok=True)
+    model.layer.eval()
+    manifest = Manifest(
+        task=model.task,
+        format=format,
+        architecture=model.architecture,
+        variant=model.variant,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        palette=model.palette,
+        category_ids=model.category_ids,
+        nms=model.nms,
+        versions={"cyclemlp-backbones": __version__, "paddle": paddle.__version__},
+    )
+    if format == "paddle":
+        return write_manifest(path, manifest, _save_paddle(model, path))
+    return _save_onnx(model, manifest, path)
+
+
+def _empty(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"{folder} exists and is not empty; choose another folder, or overwrite it with --force")
+    if not (folder / FILE_NAME).is_file():
+        raise ValueError(f"{folder} holds something else than an exported model; it is not overwritten")
+    for name in ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "model.onnx", FILE_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _whole_graphs() -> Iterator[None]:
+    """No falling back to Python within one export, also where a toolkit's code asks for it."""
+    before = os.environ.get("ENABLE_FALL_BACK")
+    os.environ["ENABLE_FALL_BACK"] = "False"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ENABLE_FALL_BACK"]
+        else:
+            os.environ["ENABLE_FALL_BACK"] = before
+
+
+def _save_paddle(model: Exportable, folder: Path) -> list[str]:
+    """The names of the files written: the program, the weights."""
+    with warnings.catch_warnings(), _whole_graphs():
+        # Paddle's own zeros_like asks a graph's tensor for its place, and Paddle warns about that, once per use.
+        warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
+        static = paddle.jit.to_static(model.layer, input_spec=list(model.input_spec), full_graph=True)
+        paddle.jit.save(static, str(folder / "model"))
+    (folder / "model.pdiparams.info").unlink(missing_ok=True)  # Paddle 2 writes it; only training reads it
+    for name in ("model.json", "model.pdmodel"):
+        if (folder / name).is_file():
+            return [name, "model.pdiparams"]
+    raise FileNotFoundError(f"paddle.jit.save wrote neither model.json nor model.pdmodel into {folder}")
+
+
+def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> Manifest:
+    try:
+        import onnx
+        import paddle2onnx
+    except ImportError as error:
+        raise ImportError(
+            f'ONNX export fails to import: {error}; `pip install "cyclemlp-backbones[export]"`'
+        ) from error
+    with tempfile.TemporaryDirectory() as scratch:
+        program, weights = _save_paddle(model, Path(scratch))
+        if program.endswith(".pdmodel"):
+            raise ValueError(
+                f"ONNX export needs Paddle 3, whose programs paddle2onnx reads; this is {paddle.__version__}"
+            )
+        try:
+            # Without save_file: with it, the default optimize_tool installs packages (numpy 2 among them) with pip.
+            converted = paddle2onnx.export(
+                f"{scratch}/{program}", f"{scratch}/{weights}", opset_version=OPSET, enable_onnx_checker=False
+            )
+        except UnboundLocalError as error:  # what paddle2onnx leaves after it has logged an operator it does not know
+            raise ValueError(
+                f"paddle2onnx {paddle2onnx.__version__} cannot convert {model.architecture}; its message above says why"
+            ) from error
+    graph = onnx.load_from_string(converted)
+    _name_outputs(graph, model)
+    manifest = dataclasses.replace(
+        manifest,
+        versions={**manifest.versions, "paddle2onnx": paddle2onnx.__version__, "onnx opset": str(OPSET)},
+    )
+    onnx.helper.set_model_props(graph, _metadata(manifest))
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, str(folder / "model.onnx"))
+    return write_manifest(folder, manifest, ["model.onnx"])
+
+
+def _name_outputs(graph: Any, model: Exportable) -> None:
+    """Gives outputs and open dimensions the names that the manifest and a reader expect."""
+    renamed = dict(zip((output.name for output in graph.graph.output), model.outputs))
+    for node in graph.graph.node:
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    for output in graph.graph.output:
+        output.name = renamed[output.name]
+        for index, dim in enumerate(output.type.tensor_type.shape.dim):
+            if dim.dim_param or dim.dim_value <= 0:
+                dim.dim_param = "N" if index == 0 and model.task != "det" else f"{output.name}_{index}"
+    for tensor in graph.graph.input:
+        for index, dim in enumerate(tensor.type.tensor_type.shape.dim):
+            if dim.dim_param or dim.dim_value <= 0:
+                dim.dim_param = "NCHW"[index]
+
+
+def _metadata(manifest: Manifest) -> dict[str, str]:
+    """What an ONNX file says by itself, for programs that read no `cyclemlp.yml`, as JSON."""
+    return {
+        "task": manifest.task,
+        "architecture": manifest.architecture,
+        "variant": manifest.variant or "",
+        "classes": json.dumps(manifest.classes, ensure_ascii=False),
+        "mean": json.dumps(manifest.preprocessing.mean),
+        "std": json.dumps(manifest.preprocessing.std),
+        "input_range": json.dumps(manifest.preprocessing.input_range),
+        "channel_order": manifest.preprocessing.channel_order,
+        "preprocessing": json.dumps(dataclasses.asdict(manifest.preprocessing)),
+        "nms": json.dumps(manifest.nms),
+        "versions": json.dumps(manifest.versions),
+    }

@@ -1,0 +1,198 @@
+"""Pictures: finding files, reading what cameras and programs write, and the arrays that a model takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cyclemlp_backbones.deploy.manifest import Preprocessing
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises on files that are missing, cut short, damaged or no images."""
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_LONGEST = 4
+"""A centre crop sees nothing of a picture beyond this ratio of its sides."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to predict, and the name of its results: its path below the folder it was found in, no suffix."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`array` [3, H, W] float32; `content` is its height and width without padding, `original` the picture's,
+    `scale` the factors (y, x) between them before any crop."""
+
+    array: np.ndarray
+    content: tuple[int, int]
+    original: tuple[int, int]
+    scale: tuple[float, float]
+
+
+def find_images(sources: Sequence[str | os.PathLike]) -> list[ImageFile]:
+    """The images that `sources`, files and folders (with all below them), stand for; of a folder, in the order of the
+    numbers in their names (frame_2 before frame_10). FileNotFoundError for a source that is missing or holds none."""
+    found: list[ImageFile] = []
+    taken: set[str] = set()
+    for source in map(Path, sources):
+        if source.is_dir():
+            paths = sorted(
+                (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()),
+                key=lambda path: _natural(path.relative_to(source).as_posix()),
+            )
+            if not paths:
+                raise FileNotFoundError(f"no image ({', '.join(SUFFIXES)}) in the folder {source}")
+            names = [path.relative_to(source).with_suffix("").as_posix() for path in paths]
+        elif source.is_file():
+            paths, names = [source], [source.stem]
+        else:
+            raise FileNotFoundError(f"no image or folder {source}")
+        for path, name in zip(paths, names):
+            unique, number = name, 2
+            while unique in taken:
+                unique, number = f"{name}_{number}", number + 1
+            taken.add(unique)
+            found.append(ImageFile(path, unique))
+    return found
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def read_rgb(path: str | os.PathLike, *, most_pixels: int) -> Image.Image:
+    """The picture in a file as a viewer shows it: turned by its EXIF orientation, transparency on white, RGB.
+
+    Raises one of `UNREADABLE` for a file that holds no whole picture, or one of more than `most_pixels`.
+    """
+    with _no_pillow_limit(), Image.open(path) as image:
+        width, height = image.size
+        if width * height > most_pixels:
+            raise ValueError(f"{width} x {height} pixels are more than --max-pixels {most_pixels}")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+class _no_pillow_limit:
+    """Pillow warns of, and refuses, pictures that are large; `most_pixels` is the limit here."""
+
+    def __enter__(self) -> None:
+        self._limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+
+    def __exit__(self, *_: object) -> None:
+        Image.MAX_IMAGE_PIXELS = self._limit
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of gray, which convert() would clip
+        values = np.clip(np.rint(np.asarray(image, np.float64) / 257), 0, 255)
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resized_shape(shape: tuple[int, int], preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Height and width after the resize of `preprocessing`, at least 1, and the factors (y, x)."""
+    height, width = shape
+    if preprocessing.resize == "none":
+        return shape, (1.0, 1.0)
+    if preprocessing.resize == "exact":
+        target = (preprocessing.size[0], preprocessing.size[1])
+        return target, (target[0] / height, target[1] / width)
+    scale = preprocessing.size[0] / min(shape)
+    if preprocessing.resize == "within":
+        scale = min(scale, preprocessing.size[1] / max(shape))
+    return (max(1, round(height * scale)), max(1, round(width * scale))), (scale, scale)
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing, *, most_pixels: int) -> Prepared:
+    """What the model takes for a picture. ValueError if it were resized to more than `most_pixels`."""
+    original = (image.height, image.width)
+    if preprocessing.crop and max(original) > _LONGEST * min(original):
+        image = _centre(image, min(image.height, _LONGEST * min(original)), min(image.width, _LONGEST * min(original)))
+    (height, width), scale = resized_shape((image.height, image.width), preprocessing)
+    if height * width > most_pixels:
+        raise ValueError(f"the model takes it as {height} x {width}, more than --max-pixels {most_pixels}")
+    image = _resize(image, height, width, scale, preprocessing)
+    if preprocessing.crop:
+        image = _centre(image, preprocessing.crop, preprocessing.crop)
+    return Prepared(to_array(np.asarray(image), preprocessing), (image.height, image.width), original, scale)
+
+
+def _centre(image: Image.Image, height: int, width: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resize(
+    image: Image.Image, height: int, width: int, scale: tuple[float, float], preprocessing: Preprocessing
+) -> Image.Image:
+    if (image.height, image.width) == (height, width):
+        return image
+    method = _FILTERS[preprocessing.interpolation]
+    if preprocessing.antialias:
+        return image.resize((width, height), method)
+    # An affine map reads neighbours only, also in shrinking, as OpenCV's resize does.
+    return image.transform((width, height), Image.Transform.AFFINE, (1 / scale[1], 0, 0, 0, 1 / scale[0], 0), method)
+
+
+def to_array(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """uint8 [H, W, 3] -> normalised float32 [3, H', W'], padded with zeros."""
+    height, width = (_padded(size, preprocessing) for size in pixels.shape[:2])
+    array = np.zeros((3, height, width), np.float32)
+    content = array[:, : pixels.shape[0], : pixels.shape[1]]
+    for channel in range(3):
+        np.divide(pixels[..., channel], np.float32(255), out=content[channel])
+        content[channel] -= np.float32(preprocessing.mean[channel])
+        content[channel] /= np.float32(preprocessing.std[channel])
+    return array
+
+
+def _padded(size: int, preprocessing: Preprocessing) -> int:
+    return -(-max(size, preprocessing.least) // preprocessing.pad_to) * preprocessing.pad_to
+
+
+def batches_of_equal_shape(
+    items: Iterator[tuple[ImageFile, Image.Image, Prepared]], size: int
+) -> Iterator[list[tuple[ImageFile, Image.Image, Prepared]]]:
+    """Consecutive items whose arrays have one shape, at most `size` together."""
+    batch: list[tuple[ImageFile, Image.Image, Prepared]] = []
+    for item in items:
+        if batch and (len(batch) == size or batch[0][2].array.shape != item[2].array.shape):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

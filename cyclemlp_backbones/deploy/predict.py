@@ -1,0 +1,261 @@
+"""Predictions of an exported model for image files, one batch at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cyclemlp_backbones.deploy.images import (
+    UNREADABLE,
+    ImageFile,
+    Prepared,
+    batches_of_equal_shape,
+    prepare,
+    read_rgb,
+    to_array,
+)
+from cyclemlp_backbones.deploy.manifest import Manifest
+from cyclemlp_backbones.deploy.results import (
+    ClassWriter,
+    Detections,
+    DetectionWriter,
+    MaskWriter,
+    encode_mask,
+    softmax,
+)
+from cyclemlp_backbones.deploy.runtime import DeployedModel
+from cyclemlp_backbones.deploy.tiling import check_tiling, segment_tiles
+
+_LOG = logging.getLogger(__name__)
+_MASK_PIXELS = 2_000_000
+"""A detector gives every object a mask of the whole picture; beyond this size, one of the resized picture."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to predict. `tile` and `overlap` are for segmentation, the thresholds for detection, `top` for classes."""
+
+    batch_size: int = 1
+    tile: int | None = None
+    overlap: int = 128
+    top: int = 5
+    score_threshold: float = 0.05
+    draw_threshold: float = 0.5
+    max_pixels: int = 250_000_000
+    max_model_pixels: int = 16_777_216
+    pictures: bool = True
+    coco_images: Path | None = None
+
+    def check(self, manifest: Manifest) -> None:
+        """ValueError for what the task does not take."""
+        if manifest.task == "features":
+            raise ValueError("the model is a backbone, whose maps are no prediction; predict takes cls, seg and det")
+        if self.tile is not None:
+            if manifest.task != "seg":
+                raise ValueError(f"--tile is for segmentation; the model's task is {manifest.task}")
+            check_tiling(self.tile, self.overlap)
+        if self.coco_images is not None and manifest.task != "det":
+            raise ValueError(f"--coco-images is for detection; the model's task is {manifest.task}")
+        for name in ("batch_size", "top", "max_pixels", "max_model_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it takes 1 and more")
+
+
+def predict_files(
+    model: DeployedModel,
+    files: Sequence[ImageFile],
+    folder: Path,
+    options: Options,
+    *,
+    image_ids: Mapping[str, int] | None = None,
+) -> Iterator[tuple[ImageFile, str | None]]:
+    """Writes the results of `files` into `folder`; yields each file when it is done, with what is wrong or None.
+
+    A file that cannot be read, or is too large, is left out, and the others are done.
+    """
+    manifest = model.manifest
+    options.check(manifest)
+    writer: ClassWriter | MaskWriter | DetectionWriter
+    if manifest.task == "cls":
+        writer = ClassWriter(folder, manifest, top=options.top, pictures=options.pictures)
+    elif manifest.task == "seg":
+        writer = MaskWriter(folder, manifest, pictures=options.pictures)
+    else:
+        writer = DetectionWriter(
+            folder,
+            manifest,
+            image_ids=image_ids,
+            draw_threshold=options.draw_threshold,
+            pictures=options.pictures,
+        )
+    broken: list[tuple[ImageFile, str]] = []
+    try:
+        if options.tile is not None and isinstance(writer, MaskWriter):
+            yield from _predict_tiled(model, files, writer, options)
+            return
+        for batch in batches_of_equal_shape(_read(files, manifest, options, broken), options.batch_size):
+            for (file, image, _), result in zip(batch, _predict(model, [item[2] for item in batch], options)):
+                writer.write(file, image, result)
+                yield file, None
+            while broken:
+                yield broken.pop(0)
+        yield from broken
+    finally:
+        writer.close()
+
+
+def _read(
+    files: Sequence[ImageFile], manifest: Manifest, options: Options, broken: list[tuple[ImageFile, str]]
+) -> Iterator[tuple[ImageFile, Image.Image, Prepared]]:
+    for file in files:
+        try:
+            image = read_rgb(file.path, most_pixels=options.max_pixels)
+            prepared = prepare(image, manifest.preprocessing, most_pixels=options.max_model_pixels)
+        except UNREADABLE as error:
+            broken.append((file, _described(error)))
+            continue
+        yield file, image, prepared
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _predict_tiled(
+    model: DeployedModel, files: Sequence[ImageFile], writer: MaskWriter, options: Options
+) -> Iterator[tuple[ImageFile, str | None]]:
+    preprocessing = model.manifest.preprocessing
+    assert options.tile is not None
+
+    def probabilities(pixels: np.ndarray) -> np.ndarray:
+        logits = model.run({"image": to_array(pixels, preprocessing)[None]})[0][0]
+        return softmax(logits[:, : pixels.shape[0], : pixels.shape[1]], axis=0)
+
+    for file in files:
+        try:
+            image = read_rgb(file.path, most_pixels=options.max_pixels)
+        except UNREADABLE as error:
+            yield file, _described(error)
+            continue
+        labels = segment_tiles(np.asarray(image), probabilities, tile=options.tile, overlap=options.overlap)
+        writer.write(file, image, labels)
+        yield file, None
+
+
+def _predict(model: DeployedModel, prepared: Sequence[Prepared], options: Options) -> list:
+    task = model.manifest.task
+    images = np.stack([one.array for one in prepared])
+    if task == "cls":
+        return list(model.run({"image": images})[0])
+    if task == "seg":
+        logits = model.run({"image": images})[0]
+        return [_labels(one, logits[index]) for index, one in enumerate(prepared)]
+    if model.manifest.nms is not None:
+        boxes, scores = model.run({"image": images})
+        return [
+            _suppressed(one, boxes[index], scores[index], model.manifest.nms, options)
+            for index, one in enumerate(prepared)
+        ]
+    return _detect(model, images, prepared, options)
+
+
+def _labels(prepared: Prepared, logits: np.ndarray) -> np.ndarray:
+    """The class of each pixel of the original picture."""
+    labels = logits[:, : prepared.content[0], : prepared.content[1]].argmax(axis=0)
+    if prepared.content == prepared.original:
+        return labels
+    height, width = prepared.original
+    small = Image.fromarray(labels.astype(np.int32))
+    return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
+
+
+def _detect(
+    model: DeployedModel, images: np.ndarray, prepared: Sequence[Prepared], options: Options
+) -> list[Detections]:
+    masked = "mask" in model.manifest.outputs
+    # Pasted at the resized picture's size where masks of the original's would not fit the memory.
+    small = [masked and one.original[0] * one.original[1] > _MASK_PIXELS for one in prepared]
+    # PaddleDetection's own numbers: unrounded sizes, and the factors from the original to them.
+    sizes = [[one.original[axis] * one.scale[axis] for axis in (0, 1)] for one in prepared]
+    outputs = model.run(
+        {
+            "image": images,
+            "im_shape": np.array(sizes, np.float32),
+            "scale_factor": np.array(
+                [(1.0, 1.0) if shrunk else one.scale for shrunk, one in zip(small, prepared)], np.float32
+            ),
+        }
+    )
+    found, ends = [], np.cumsum(outputs[1])
+    for index, one in enumerate(prepared):
+        rows = slice(int(ends[index]) - int(outputs[1][index]), int(ends[index]))
+        table = outputs[0][rows]
+        # A row of score 0 or label -1 stands for no object.
+        kept = np.flatnonzero((table[:, 1] >= max(options.score_threshold, 1e-9)) & (table[:, 0] >= 0))
+        table = table[kept]
+        boxes = table[:, 2:6].astype(np.float64)
+        if small[index]:
+            boxes = _clipped(boxes / np.array([one.scale[1], one.scale[0]] * 2), one.original)
+        masks = None
+        if masked:
+            masks = [_mask(outputs[2][rows][row], one, small[index]) for row in kept.tolist()]
+        found.append(Detections(table[:, 0].astype(np.int64), table[:, 1], boxes, masks))
+    return found
+
+
+def _mask(mask: np.ndarray, prepared: Prepared, small: bool) -> dict:
+    """One object's mask, run-length coded, at the original picture's size."""
+    height, width = prepared.original
+    if not small:
+        return encode_mask(mask[:height, :width] > 0)
+    content = Image.fromarray((mask[: prepared.content[0], : prepared.content[1]] > 0).astype(np.uint8) * 255)
+    return encode_mask(np.asarray(content.resize((width, height), Image.Resampling.BILINEAR)) > 127)
+
+
+def _clipped(boxes: np.ndarray, original: tuple[int, int]) -> np.ndarray:
+    limits = np.array([original[1], original[0]] * 2)
+    return np.clip(boxes, 0, limits)
+
+
+def _suppressed(
+    prepared: Prepared, boxes: np.ndarray, scores: np.ndarray, nms: Mapping[str, float], options: Options
+) -> Detections:
+    """The best objects among candidates `boxes` [R, 4], `scores` [R, classes], as PaddleDetection's MultiClassNMS finds
+    them, in the original picture's pixels."""
+    boxes = boxes / np.array([prepared.scale[1], prepared.scale[0]] * 2)
+    labels, values, rows = [], [], []
+    for label in range(scores.shape[1]):
+        chosen = np.flatnonzero(scores[:, label] > nms["score_threshold"])
+        chosen = chosen[np.argsort(-scores[chosen, label], kind="stable")][: int(nms["nms_top_k"])]
+        kept = chosen[suppress(boxes[chosen], nms["nms_threshold"])]
+        labels.extend([label] * len(kept))
+        values.extend(scores[kept, label])
+        rows.extend(kept)
+    best = np.argsort(-np.array(values, np.float32), kind="stable")[: int(nms["keep_top_k"])]
+    order = [index for index in best.tolist() if values[index] >= options.score_threshold]
+    chosen_boxes = boxes[[rows[index] for index in order]].reshape(-1, 4)
+    return Detections(
+        np.array([labels[index] for index in order], np.int64),
+        np.array([values[index] for index in order], np.float32),
+        _clipped(chosen_boxes, prepared.original),
+    )
+
+
+def suppress(boxes: np.ndarray, threshold: float) -> list[int]:
+    """Non-maximum suppression: which of `boxes` [R, 4], the best first, overlap no better one by more than `threshold`
+    (intersection over union)."""
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left, kept = np.arange(len(boxes)), []
+    while len(left):
+        first, left = left[0], left[1:]
+        kept.append(int(first))
+        low = np.maximum(boxes[first, :2], boxes[left, :2])
+        high = np.minimum(boxes[first, 2:], boxes[left, 2:])
+        common = np.prod(np.maximum(high - low, 0), axis=1)
+        left = left[common <= threshold * np.maximum(areas[first] + areas[left] - common, 1e-12)]
+    return kept

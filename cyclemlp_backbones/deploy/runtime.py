@@ -1,0 +1,96 @@
+"""Exported models at work, by Paddle's predictor or ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cyclemlp_backbones.deploy.manifest import Manifest, ManifestError, read_manifest
+
+_ONEDNN_OPERATORS = {
+    *("conv2d", "fused_conv2d", "matmul", "matmul_v2", "fused_matmul", "fc", "layer_norm", "gelu", "relu", "softmax"),
+    *("add", "elementwise_add", "transpose", "transpose2", "concat", "slice", "reshape", "reshape2", "mean"),
+}
+"""What oneDNN computes, by the names of Paddle 3 and of Paddle 2.
+
+Not all that it could: of the interpolations in necks and heads, Paddle 3.3.1 cannot hand the list of scales to oneDNN
+(ConvertPirAttribute2RuntimeAttribute not support), and Paddle 2.6.2 fails in the multiplications of detectors.
+"""
+
+Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+
+
+class DeployedModel:
+    """An exported folder, ready to run.
+
+    `run(feeds)` takes float32 arrays by the names in `manifest.inputs`, `image` [N, 3, H, W] first, and returns arrays
+    in the order of `manifest.outputs`. N, H and W may change from call to call; H and W are 32 or more.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, threads: int | None = None):
+        """`threads` is the number of CPU threads; None: OMP_NUM_THREADS, else all. Raises ManifestError for a folder
+        that is damaged or not an export, ImportError if its runtime is not installed."""
+        path = Path(folder)
+        self.folder = path
+        self.manifest = read_manifest(path)
+        threads = threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        load = _load_onnx if self.manifest.format == "onnx" else _load_paddle
+        self._run = load(path, self.manifest, threads)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        missing = [name for name in self.manifest.inputs if name not in feeds]
+        if missing:
+            raise ValueError(f"{self.folder} takes {', '.join(self.manifest.inputs)}; missing: {', '.join(missing)}")
+        return self._run({name: feeds[name] for name in self.manifest.inputs})
+
+
+def _load_onnx(folder: Path, manifest: Manifest, threads: int) -> Run:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError('ONNX Runtime is not installed; `pip install "cyclemlp-backbones[export]"`') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    program = str(folder / next(iter(manifest.files)))
+    session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+
+    def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return session.run(list(manifest.outputs), dict(feeds))
+
+    return run
+
+
+def _load_paddle(folder: Path, manifest: Manifest, threads: int) -> Run:
+    try:
+        import paddle
+    except ImportError as error:
+        raise ImportError('Paddle is not installed; `pip install "cyclemlp-backbones[cpu]"`') from error
+    program, weights = manifest.files
+    if program.endswith(".json") and paddle.__version__.startswith("2."):
+        raise ManifestError(
+            f"{folder} was exported by Paddle {manifest.versions.get('paddle', '3')}, which Paddle "
+            f"{paddle.__version__} does not read; export it again with this Paddle"
+        )
+    inference: Any = paddle.inference
+    config = inference.Config(str(folder / program), str(folder / weights))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    config.enable_mkldnn()
+    config.set_mkldnn_op(_ONEDNN_OPERATORS)
+    predictor = inference.create_predictor(config)
+    names = predictor.get_input_names()
+    outputs = predictor.get_output_names()
+
+    def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        for name in names:
+            predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(feeds[name], np.float32))
+        predictor.run()
+        return [predictor.get_output_handle(name).copy_to_cpu() for name in outputs]
+
+    return run

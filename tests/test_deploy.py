@@ -1,0 +1,84 @@
+"""Exported folders: they equal dygraph at any size, say what they are, and predict reads nothing else."""
+
+import csv
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from PIL import Image
+
+from cyclemlp_backbones import build_classifier
+from cyclemlp_backbones.cli import main
+from cyclemlp_backbones.deploy.manifest import ManifestError
+from cyclemlp_backbones.deploy.runtime import DeployedModel
+
+ONNX = paddle.__version__.startswith("3.")
+SHAPES = [(1, 224, 224), (3, 96, 64), (1, 97, 131), (3, 33, 45), (1, 32, 32)]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    paddle.seed(0)
+    network = build_classifier("b0", num_classes=4)
+    for parameter in network.parameters():  # the initial weights give logits too small to tell classes apart
+        if len(parameter.shape) > 1:
+            parameter.set_value(parameter * 3)
+    network.eval()
+    paddle.save(network.state_dict(), str(folder / "b0.pdparams"))
+    (folder / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+    for kind in ("paddle", "onnx") if ONNX else ("paddle",):
+        arguments = [str(folder / "b0.pdparams"), str(folder / kind), "--task", "cls", "--format", kind]
+        assert main(["export", *arguments, "--class-names", str(folder / "names.txt"), "--size", "64"]) == 0
+    return network, folder
+
+
+def test_every_format_equals_dygraph_at_any_size(exported):
+    network, folder = exported
+    for kind in ("paddle", "onnx") if ONNX else ("paddle",):
+        model = DeployedModel(folder / kind)
+        for batch, height, width in SHAPES:
+            image = np.random.RandomState(height).standard_normal((batch, 3, height, width)).astype(np.float32)
+            with paddle.no_grad():
+                expected = network(paddle.to_tensor(image)).numpy()
+            (actual,) = model.run({"image": image})
+            assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max(), (kind, image.shape)
+
+
+def test_predict_does_the_others_when_one_image_is_broken(exported, tmp_path, capsys):
+    _, folder = exported
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, size in enumerate([(40, 70), (1, 1), (300, 12)]):
+        pixels = np.random.RandomState(index).randint(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    (images / "broken.png").write_bytes(b"no picture")
+    assert main(["predict", str(folder / "paddle"), str(images), "--out", str(tmp_path / "out")]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    with open(tmp_path / "out" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({next(iter(row.values())) for row in rows}) == 3
+    assert any(name in rows[0].values() for name in ("ant", "bee", "cat", "dog"))
+
+
+def test_a_damaged_folder_is_refused(exported, tmp_path):
+    _, folder = exported
+    with pytest.raises(ManifestError, match=r"cyclemlp\.yml"):
+        DeployedModel(tmp_path)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in (folder / "paddle").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    weights = copy / "model.pdiparams"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ManifestError, match=r"model\.pdiparams"):
+        DeployedModel(copy)
+
+
+def test_the_manifest_states_the_preprocessing(exported):
+    _, folder = exported
+    manifest = yaml.safe_load((folder / "paddle" / "cyclemlp.yml").read_text())
+    assert manifest["variant"] == "b0"
+    assert manifest["classes"] == ["ant", "bee", "cat", "dog"]
+    assert manifest["preprocessing"]["crop"] == 64
