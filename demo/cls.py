@@ -52,10 +52,10 @@ class Lengths:
     failure.
     """
 
-    train: int = 12800
+    train: int = 16000
     val: int = 1000
     teacher_epochs: int = 1
-    student_epochs: int = 3
+    student_epochs: int = 2
     seg_iterations: int = 300
     seg_scenes: int = 3000
     least: float = 90.0
@@ -63,7 +63,7 @@ class Lengths:
 
 
 SMOKE = Lengths(1600, 100, 1, 1, 30, 200, least=15.0, least_gain=-1.0)
-BENCH = replace(Lengths(), student_epochs=1)
+BENCH = replace(Lengths(), train=12800, student_epochs=1)
 
 
 def settings(out: Path, data: Path, seed: int, **changes: Any) -> Config:
