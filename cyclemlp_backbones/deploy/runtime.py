@@ -11,15 +11,11 @@ import numpy as np
 
 from cyclemlp_backbones.deploy.manifest import Manifest, ManifestError, read_manifest
 
-_ONEDNN_OPERATORS = {
-    *("conv2d", "fused_conv2d", "matmul", "matmul_v2", "fused_matmul", "fc", "layer_norm", "gelu", "relu", "softmax"),
-    *("add", "elementwise_add", "transpose", "transpose2", "concat", "slice", "reshape", "reshape2", "mean"),
+_PADDLE2_ONEDNN = {
+    *("conv2d", "fused_conv2d", "matmul_v2", "fused_matmul", "fc", "layer_norm", "gelu", "relu", "softmax"),
+    *("elementwise_add", "transpose2", "concat", "slice", "reshape2"),
 }
-"""What oneDNN computes, by the names of Paddle 3 and of Paddle 2.
-
-Not all that it could: of the interpolations in necks and heads, Paddle 3.3.1 cannot hand the list of scales to oneDNN
-(ConvertPirAttribute2RuntimeAttribute not support), and Paddle 2.6.2 fails in the multiplications of detectors.
-"""
+"""What Paddle 2.6 leaves to oneDNN; detectors fail in its elementwise_mul."""
 
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
@@ -81,8 +77,13 @@ def _load_paddle(folder: Path, manifest: Manifest, threads: int) -> Run:
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
-    config.enable_mkldnn()
-    config.set_mkldnn_op(_ONEDNN_OPERATORS)
+    if paddle.__version__.startswith("2."):
+        config.enable_mkldnn()
+        config.set_mkldnn_op(_PADDLE2_ONEDNN)
+    elif manifest.task in ("seg", "det"):
+        # Necks and heads upsample by a factor, a list of numbers that Paddle 3.3.1 cannot hand to oneDNN
+        # (ConvertPirAttribute2RuntimeAttribute not support); neither its list of operators nor deleting the pass helps.
+        config.disable_onednn() if hasattr(config, "disable_onednn") else config.disable_mkldnn()
     predictor = inference.create_predictor(config)
     names = predictor.get_input_names()
     outputs = predictor.get_output_names()
