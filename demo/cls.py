@@ -261,7 +261,7 @@ def bench(lengths: Lengths, out: Path, seeds: Sequence[int]) -> None:
         "versions": versions("paddleseg"),
     }
     write_result(out, result)
-    print(f"\nteacher {teacher:.1f} %; {lengths.student_epochs} epochs of {lengths.train} images for each student")
+    print(f"\nteacher {teacher:.1f} %; {lengths.student_epochs} x {lengths.train} images for each student")
     for seed, row, gain in zip(seeds, rows, result["gains"]):
         print(f"seed {seed}: student {row['student']:.1f} %, distilled {row['distilled']:.1f} %, gain {gain:+.1f}")
     print(
