@@ -113,11 +113,11 @@ def test_the_average_equals_its_closed_form():
         average.update(layer.state_dict())
     decay = 0.99996
     closed = decay**4 * start + sum((1 - decay) * decay ** (3 - n) * value for n, value in enumerate(values))
-    assert float(average.values["weight"]) == pytest.approx(closed, abs=3e-7)
-    assert float(average.values["weight"]) != pytest.approx(start, abs=1e-5)
+    assert average.values["weight"].item() == pytest.approx(closed, abs=3e-7)
+    assert average.values["weight"].item() != pytest.approx(start, abs=1e-5)
     with weights_replaced(layer, average.values):
-        assert float(layer.weight) == float(average.values["weight"])
-    assert float(layer.weight) == 4.0
+        assert layer.weight.item() == average.values["weight"].item()
+    assert layer.weight.item() == 4.0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -53,7 +53,7 @@ def test_equalize_flattens_each_histogram():
 def test_posterize_keeps_fewer_bits_the_greater_the_magnitude(magnitude):
     bits, seen = run("Posterize", magnitude)
     assert bits == 4 - int(magnitude * 4)
-    assert np.array_equal(seen, PICTURE // 2 ** (8 - bits) * 2 ** (8 - bits))
+    assert np.array_equal(seen, PICTURE.astype(int) // 2 ** (8 - bits) * 2 ** (8 - bits))
     assert run("Posterize", magnitude, table=OPERATIONS)[0] == int(magnitude * 4)
 
 
