@@ -65,7 +65,10 @@ class RetinaNetCandidates(nn.Layer):
             _, best = paddle.topk(score.max(axis=2), most, axis=1)
             best = best.unsqueeze(2)
             scores.append(paddle.take_along_axis(score, best, axis=1, broadcast=True))
-            chosen = paddle.take_along_axis(anchors.unsqueeze(0), best, axis=1, broadcast=True)
+            anchors = anchors.unsqueeze(0) + paddle.zeros_like(
+                delta
+            )  # ONNX gathers from as many images as it chooses for
+            chosen = paddle.take_along_axis(anchors, best, axis=1, broadcast=True)
             delta = paddle.take_along_axis(delta, best, axis=1, broadcast=True)
             boxes.append(_decode(delta / paddle.to_tensor(head.weights, "float32"), chosen))
         return [paddle.concat(boxes, axis=1), paddle.concat(scores, axis=1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -113,9 +115,31 @@ def _whole_graphs() -> Iterator[None]:
             os.environ["ENABLE_FALL_BACK"] = before
 
 
+@contextlib.contextmanager
+def _sizes_for_factors() -> Iterator[None]:
+    """`F.interpolate` by a whole factor goes by the size instead.
+
+    Paddle 3.3.1 writes factors as a list of doubles, which neither its oneDNN kernels nor paddle2onnx read.
+    """
+    interpolate = F.interpolate
+
+    @paddle.jit.not_to_static
+    @functools.wraps(interpolate)
+    def by_size(x: Any, size: Any = None, scale_factor: Any = None, *arguments: Any, **named: Any) -> Any:
+        if isinstance(scale_factor, (int, float)) and scale_factor == int(scale_factor) and len(x.shape) == 4:
+            size, scale_factor = paddle.shape(x)[2:] * int(scale_factor), None
+        return interpolate(x, size, scale_factor, *arguments, **named)
+
+    F.interpolate = by_size
+    try:
+        yield
+    finally:
+        F.interpolate = interpolate
+
+
 def _save_paddle(model: Exportable, folder: Path) -> list[str]:
     """The names of the files written: the program, the weights."""
-    with warnings.catch_warnings(), _whole_graphs():
+    with warnings.catch_warnings(), _whole_graphs(), _sizes_for_factors():
         # Paddle's own zeros_like asks a graph's tensor for its place, and Paddle warns about that, once per use.
         warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
         static = paddle.jit.to_static(model.layer, input_spec=list(model.input_spec), full_graph=True)

@@ -197,14 +197,15 @@ def _detect(
         table = outputs[0][rows]
         # A row of score 0 or label -1 stands for no object.
         kept = np.flatnonzero((table[:, 1] >= max(options.score_threshold, 1e-9)) & (table[:, 0] >= 0))
+        kept = kept[np.argsort(-table[kept, 1], kind="stable")]  # the best first, whatever the model's order
         table = table[kept]
         boxes = table[:, 2:6].astype(np.float64)
         if small[index]:
-            boxes = _clipped(boxes / np.array([one.scale[1], one.scale[0]] * 2), one.original)
+            boxes = boxes / np.array([one.scale[1], one.scale[0]] * 2)
         masks = None
         if masked:
             masks = [_mask(outputs[2][rows][row], one, small[index]) for row in kept.tolist()]
-        found.append(Detections(table[:, 0].astype(np.int64), table[:, 1], boxes, masks))
+        found.append(Detections(table[:, 0].astype(np.int64), table[:, 1], _clipped(boxes, one.original), masks))
     return found
 
 

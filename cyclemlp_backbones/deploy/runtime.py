@@ -81,7 +81,7 @@ def _load_paddle(folder: Path, manifest: Manifest, threads: int) -> Run:
         config.enable_mkldnn()
         config.set_mkldnn_op(_PADDLE2_ONEDNN)
     elif manifest.task in ("seg", "det"):
-        # Necks and heads upsample by a factor, a list of numbers that Paddle 3.3.1 cannot hand to oneDNN
+        # The interpolations of necks and heads hold a list of scales that Paddle 3.3.1 cannot hand to oneDNN
         # (ConvertPirAttribute2RuntimeAttribute not support); neither its list of operators nor deleting the pass helps.
         config.disable_onednn() if hasattr(config, "disable_onednn") else config.disable_mkldnn()
     predictor = inference.create_predictor(config)

@@ -1,0 +1,85 @@
+"""Detectors exported from PaddleDetection's configurations, and what predict writes for them."""
+
+import json
+
+import numpy as np
+import paddle
+import pytest
+from pycocotools.coco import COCO
+
+from cyclemlp_backbones.deploy.predict import suppress
+from tests.adapters.tiny_det import NUM_CLASSES, cyclemlp, in_process, write_config, write_data
+
+KINDS = ("paddle", "onnx") if paddle.__version__.startswith("3.") else ("paddle",)
+CHANGES = {
+    "RetinaHead": {"nms": {"score_threshold": 0.05}, "prior_prob": 0.1},
+    "BBoxPostProcess": {"nms": {"score_threshold": 0.05}},
+}
+
+
+def save_random(config, weights):
+    from ppdet.core.workspace import create
+
+    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters.paddledet_config import read_config
+
+    paddle.seed(1)
+    model = create(read_config(str(config), []).architecture)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight")):
+            parameter.set_value(parameter * 3)
+    paddle.save(model.state_dict(), str(weights))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detectors")
+    write_data(folder, train=1, val=3)
+    return folder
+
+
+def predict(folder, detector, kind):
+    config, weights = write_config(folder, detector, **CHANGES), folder / f"{detector}.pdparams"
+    if not weights.exists():
+        in_process(save_random, config, weights)
+    out = folder / detector / kind
+    flags = ["--task", "det", "--config", config, "--format", kind]
+    status, output = cyclemlp("export", weights, out, *flags, cwd=folder)
+    assert status == 0, output
+    annotations = folder / "annotations" / "instances_val.json"
+    results = folder / detector / f"results-{kind}"
+    flags = ["--out", results, "--coco-images", annotations, "--batch-size", 2, "--score-threshold", 0.1]
+    status, output = cyclemlp("predict", out, folder / "val", *flags, cwd=folder)
+    assert status == 0, output
+    truth = COCO(str(annotations))
+    found = truth.loadRes(str(results / "detections.json"))  # COCO's own reader takes it
+    assert set(found.getImgIds()) == set(truth.getImgIds())
+    described = json.loads((results / "images.json").read_text())
+    assert [entry["name"] for entry in described["categories"]] == [str(number) for number in range(NUM_CLASSES)]
+    assert len(list((results / "overlays").iterdir())) == 3
+    return json.loads((results / "detections.json").read_text())
+
+
+def test_retinanet_finds_the_same_in_every_format(folder):
+    found = {kind: predict(folder, "retinanet", kind) for kind in KINDS}
+    for kind in KINDS[1:]:
+        assert len(found[kind]) == len(found["paddle"]) > 3
+        for some, others in zip(found[kind], found["paddle"]):
+            assert some["image_id"] == others["image_id"]
+            assert some["score"] == pytest.approx(others["score"], abs=1e-4)
+        boxes = {(entry["image_id"], entry["category_id"], *np.round(entry["bbox"], 0)) for entry in found[kind]}
+        assert sum(
+            (e["image_id"], e["category_id"], *np.round(e["bbox"], 0)) in boxes for e in found["paddle"]
+        ) > 0.95 * len(boxes)
+
+
+def test_mask_rcnn_writes_masks_of_the_pictures_size(folder):
+    found = predict(folder, "mask_rcnn", "paddle")
+    assert found
+    assert {tuple(entry["segmentation"]["size"]) for entry in found} == {(64, 64)}
+
+
+def test_suppression_keeps_the_best_of_overlapping_boxes():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 4]], np.float64)
+    assert suppress(boxes, 0.5) == [0, 2, 3]
+    assert suppress(boxes, 0.9) == [0, 1, 2, 3]
