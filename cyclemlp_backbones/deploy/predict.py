@@ -229,7 +229,9 @@ def _suppressed(
     """The best objects among candidates `boxes` [R, 4], `scores` [R, classes], as PaddleDetection's MultiClassNMS finds
     them, in the original picture's pixels."""
     boxes = boxes / np.array([prepared.scale[1], prepared.scale[0]] * 2)
-    labels, values, rows = [], [], []
+    labels: list[int] = []
+    values: list[float] = []
+    rows: list[int] = []
     for label in range(scores.shape[1]):
         chosen = np.flatnonzero(scores[:, label] > nms["score_threshold"])
         chosen = chosen[np.argsort(-scores[chosen, label], kind="stable")][: int(nms["nms_top_k"])]
