@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench-distill compare-backbones test test-paddleclas lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench-distill bench-deploy compare-backbones test test-paddleclas lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -24,6 +24,7 @@ help:
 	@echo "make demo-cls     pretrain with and without a teacher, then segment with and without the weights"
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
+	@echo "make bench-deploy    exported models against dygraph: the table of docs/deployment.md"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove .venv and output"
 
@@ -46,6 +47,9 @@ demo-smoke: .venv/installed
 
 demo-cls: .venv/installed
 	.venv/bin/python demo/cls.py --out output/demo-cls
+
+bench-deploy: .venv/installed
+	.venv/bin/python -m benchmarks.deployment
 
 bench-distill: .venv/installed
 	.venv/bin/python demo/cls.py --bench --out output/bench-distill
