@@ -67,8 +67,8 @@ def _weights(task: str, config: str | None, folder: Path) -> str:
 
 
 def _difference(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], *, unordered: bool) -> float:
-    """The largest absolute difference; of `unordered` candidates (boxes, scores), that to the nearest box and its scores,
-    since runtimes order equal scores differently."""
+    """The largest absolute difference; of `unordered` candidates (boxes, scores), that to the nearest box and its
+    scores, since runtimes order equal scores differently."""
     if any(some.shape != others.shape for some, others in zip(actual, expected)):
         return float("inf")
     if not unordered:
@@ -173,9 +173,9 @@ def measure_quantised(demo: Path) -> list[str]:
         times = measure({name: (lambda model=model: model.run(image)) for name, model in models.items()})
     lines = ["| SemanticFPN b0 of the demo | mIoU | file | 256 x 256 | of float32's |", "|---|---|---|---|---|"]
     for name in models:
-        ratio = times[name].minimum / times["float32"].minimum
+        milliseconds, ratio = times[name].minimum * 1e3, times[name].minimum / times["float32"].minimum
         lines.append(
-            f"| {name} | {accuracy[name]:.3f} | {megabytes[name]:.1f} MB | {times[name].minimum * 1e3:.1f} ms | {ratio:.2f} |"
+            f"| {name} | {accuracy[name]:.3f} | {megabytes[name]:.1f} MB | {milliseconds:.1f} ms | {ratio:.2f} |"
         )
     return lines
 

@@ -11,7 +11,7 @@ COUNT = 32
 SIZES = ((500, 375), (375, 500), (500, 333))
 """Width and height; 500 x 375 is the size that most of ImageNet's training images have."""
 
-_QUALITY = 93  # files of about 110 kB, ImageNet's average
+_QUALITY = 93
 
 
 def write_photographs(folder: Path) -> list[Path]:

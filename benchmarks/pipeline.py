@@ -61,7 +61,7 @@ def serve(paths: Sequence[str]) -> None:
 
     from classification.augment import TrainTransform
     from classification.config import AugmentConfig, DataConfig
-    from classification.images import read_rgb
+    from cyclemlp_backbones.pictures import read_rgb
 
     transform = TrainTransform(AugmentConfig(), DataConfig())
     print(f"pillow {PIL.__version__}", flush=True)

@@ -13,9 +13,9 @@ import numpy as np
 import paddle
 
 from classification.augment import EvalTransform, TrainTransform
-from classification.images import UNREADABLE, read_rgb
 from classification.schedule import Plan
 from classification.seeding import SAMPLE, generator
+from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 NO_LABEL = -1

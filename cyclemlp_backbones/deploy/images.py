@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cyclemlp_backbones.deploy.manifest import Preprocessing
+from cyclemlp_backbones.pictures import to_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises on files that are missing, cut short, damaged or no images."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -99,7 +85,7 @@ def read_rgb(path: str | os.PathLike, *, most_pixels: int) -> Image.Image:
         if width * height > most_pixels:
             raise ValueError(f"{width} x {height} pixels are more than --max-pixels {most_pixels}")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 class _no_pillow_limit:
@@ -111,16 +97,6 @@ class _no_pillow_limit:
 
     def __exit__(self, *_: object) -> None:
         Image.MAX_IMAGE_PIXELS = self._limit
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of gray, which convert() would clip
-        values = np.clip(np.rint(np.asarray(image, np.float64) / 257), 0, 255)
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resized_shape(shape: tuple[int, int], preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[float, float]]:

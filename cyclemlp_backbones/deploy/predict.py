@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from cyclemlp_backbones.deploy.images import (
-    UNREADABLE,
     ImageFile,
     Prepared,
     batches_of_equal_shape,
@@ -30,6 +29,7 @@ from cyclemlp_backbones.deploy.results import (
 )
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 from cyclemlp_backbones.deploy.tiling import check_tiling, segment_tiles
+from cyclemlp_backbones.pictures import UNREADABLE
 
 _LOG = logging.getLogger(__name__)
 _MASK_PIXELS = 2_000_000

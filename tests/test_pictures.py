@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from classification.images import UNREADABLE, read_rgb
+from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
