@@ -75,12 +75,17 @@ def run_toolkit(toolkit: Toolkit, argv: Sequence[str]) -> int:
     tools = importlib.import_module(toolkit.tools)
     try:
         getattr(tools, f"run_{action}")(args)
-    except KeyboardInterrupt:
-        if action != "train":
+    except (Exception, KeyboardInterrupt) as error:
+        if action != "train" or not _is_interrupt(error):
             raise
         print(toolkit.interrupted(args), file=sys.stderr)
         return 130
     return 0
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Also of an interrupt that came within the backward of a PyLayer: Paddle makes an error of its own of that."""
+    return isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error)
 
 
 def _run_script(toolkit: Toolkit, script: Path, arguments: Sequence[str]) -> int:
