@@ -1,11 +1,11 @@
 """Which detection heads train, evaluate, infer and export on the installed Paddle: each cell of the table is a run.
 
-    python benchmarks/detection_heads.py                      # measures here, prints the table of all results so far
-    python benchmarks/detection_heads.py --readme README.md   # and puts it between the README's two markers
-    python benchmarks/detection_heads.py --render-only --readme README.md
+    python -m benchmarks.detection_heads                      # measures here, prints the table of all results so far
+    python -m benchmarks.detection_heads --readme README.md   # and puts it between the README's two markers
+    python -m benchmarks.detection_heads --render-only --readme README.md
 
 The shipped b1 configurations run with `cyclemlp det …`, narrowed to CycleMLP-B0, small images and few proposals. The
-result of each Paddle version is a file in benchmarks/results. A step counts if its command ends well and left what it
+result of each Paddle version is a file in docs/results. A step counts if its command ends well and left what it
 is for: a finite loss, precisions, boxes, and an exported model whose boxes and masks are those of dygraph.
 """
 
@@ -30,7 +30,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
 os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # steps run this file by its path, elsewhere
+
+from benchmarks.documents import Part  # noqa: E402
 
 HEADS = {
     "retinanet": "RetinaNet",
@@ -39,9 +41,8 @@ HEADS = {
     "cascade_mask_rcnn": "Cascade Mask R-CNN",
 }
 ACTIONS = ("train", "eval", "infer", "export")
-RESULTS = ROOT / "benchmarks" / "results"
-BEGIN = "<!-- detection heads: begin. `python benchmarks/detection_heads.py --readme README.md` writes this part -->"
-END = "<!-- detection heads: end -->"
+RESULTS = ROOT / "docs" / "results"
+PART = Part("detection heads", "python -m benchmarks.detection_heads --readme README.md")
 _SIZE, _TRAIN_SCENES, _STEPS = 64, 16, 8
 _NORMALIZE = {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _TOLERANCE = 1e-3  # of scores, and of coordinates in pixels
@@ -265,15 +266,6 @@ def stored_results() -> dict[str, dict[str, Any]]:
     return {result["paddle"]: result for result in results}
 
 
-def write_table(readme: Path, table: str) -> None:
-    """Replaces what is between the markers in `readme`. Raises ValueError if they are not there."""
-    text = readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{readme} needs the lines {BEGIN!r} and {END!r}, once each")
-    before, rest = text.split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Which detection heads work on the installed Paddle.")
     parser.add_argument("--heads", choices=HEADS, nargs="+", default=list(HEADS), help="default: all")
@@ -304,7 +296,7 @@ def main() -> int:
     table = render(stored_results())
     print(table)
     if arguments.readme:
-        write_table(arguments.readme, table)
+        PART.write(arguments.readme, table)
     return 0 if works else 1
 
 

@@ -1,4 +1,4 @@
-"""What every group of rows shares: its command line, its environment and its lines."""
+"""What every group of rows shares: its command line, its environment, its lines and its file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,29 @@ def format_line(figure: Figure) -> str:
     """One row for the terminal: targets, figure of the best rounds, figure of the median ones, and its parts."""
     row = ROW[figure.key]
     aim = "-" if row.aim is None else f"{row.aim:g}"
-    parts = ", ".join(f"{name} {value:.4g}" for name, value in figure.parts.items())
-    return (
-        f"{row.what:<88} must {row.must:<5g} aim {aim:<5} is {figure.minima:.3f} (median {figure.medians:.3f}) "
-        f"{row.unit}  [{row.reached(figure.minima)}]  {parts}{'; ' if figure.note else ''}{figure.note}"
+    result = (
+        f"{figure.minima:.3f} {row.unit} (median {figure.medians:.3f})  [{row.reached(figure.minima)}]"
+        if figure.measured
+        else "not measured"
     )
+    parts = "".join(f"  {name} {value:.4g}" for name, value in figure.parts.items())
+    return f"{row.what:<88} must {row.must:<5g} aim {aim:<5} {result}{parts}{'  ' if figure.note else ''}{figure.note}"
+
+
+def show_progress(started: float) -> Progress:
+    """A `Progress` that prints share, time and ETA to stderr, every two seconds at most."""
+    shown = started
+
+    def progress(share: float) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if share > 0 and now - shown >= 2:
+            shown = now
+            elapsed = now - started
+            left = elapsed / share - elapsed
+            print(f"  {share:4.0%}, {elapsed:.0f} s, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def run_group(figures: Callable[[int, Progress], Figures], *, keep_memory: bool = False) -> None:
@@ -34,18 +52,8 @@ def run_group(figures: Callable[[int, Progress], Figures], *, keep_memory: bool 
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     start_again_with(variables(THREADS, keep_memory=keep_memory))
-    started, shown = time.monotonic(), 0.0
-
-    def progress(share: float) -> None:
-        nonlocal shown
-        elapsed = time.monotonic() - started
-        if share > 0 and elapsed - shown >= 2:
-            shown = elapsed
-            left = elapsed / share - elapsed
-            print(f"  {share:4.0%}, {elapsed:.0f} s, about {left:.0f} s left", file=sys.stderr, flush=True)
-
     results = []
-    for figure in figures(arguments.rounds, progress):
+    for figure in figures(arguments.rounds, show_progress(time.monotonic())):
         print(format_line(figure), flush=True)
         results.append(figure.as_json())
         if arguments.json:

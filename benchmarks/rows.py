@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,6 +39,11 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def measured(self) -> bool:
+        """False where `note` says why there is no figure."""
+        return not math.isnan(self.minima)
 
 
 Progress = Callable[[float], object]
@@ -81,3 +87,6 @@ ROWS: tuple[Row, ...] = (
 )
 
 ROW = {row.key: row for row in ROWS}
+
+GROUPS = ("layers", "network", "memory", "exported", "pipeline", "mixup", "imports")
+"""Modules of this package that measure the rows, each in a process of its own."""

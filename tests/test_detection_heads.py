@@ -6,22 +6,19 @@ import pytest
 
 from benchmarks.detection_heads import (
     ACTIONS,
-    BEGIN,
-    END,
     HEADS,
+    PART,
     StepFailure,
     check_eval,
     check_train,
     render,
     stored_results,
-    write_table,
 )
 from tests.adapters.tiny_seg import REPOSITORY
 
 
 def test_readme_has_the_table_of_the_stored_results():
-    text = (REPOSITORY / "README.md").read_text()
-    assert text.split(BEGIN)[1].split(END)[0].strip() == render(stored_results())
+    assert PART.read(REPOSITORY / "README.md") == render(stored_results())
 
 
 def test_stored_results_are_of_both_paddles_and_every_step_of_every_head():
@@ -41,16 +38,6 @@ def test_table_says_what_fails_and_what_has_limits():
         "| RetinaNet | 10.0.0, 3.3.1, 2.6.2 | 10.0.0, 3.3.1, 2.6.2 | 10.0.0, 3.3.1, 2.6.2 "
         "| 10.0.0 (one image at a time); 3.3.1; 2.6.2 (fails) |"
     )
-
-
-def test_table_goes_between_the_markers_only(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_table(readme, "new")
-    assert readme.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    readme.write_text("no markers\n")
-    with pytest.raises(ValueError, match=r"README\.md needs the lines"):
-        write_table(readme, "new")
 
 
 def test_a_command_that_ends_well_but_learnt_or_scored_nothing_does_not_count(monkeypatch, tmp_path):

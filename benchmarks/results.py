@@ -1,0 +1,62 @@
+"""The file of a whole run: what was measured, on what machine, and how long that took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import ROWS, Figure
+
+STORED = Path(__file__).resolve().parent.parent / "docs" / "results" / "bench.json"
+"""The figures that the README shows, and that `make bench-smoke` compares with."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """`seconds` is what each group took; `figures` are in the order of the rows."""
+
+    machine: dict[str, str]
+    rounds: int
+    figures: tuple[Figure, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        """Keys of rows without a figure."""
+        there = {figure.key for figure in self.figures if figure.measured}
+        return [row.key for row in ROWS if row.key not in there]
+
+    def __getitem__(self, key: str) -> Figure:
+        return next(figure for figure in self.figures if figure.key == key)
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = {
+            "machine": self.machine,
+            "rounds": self.rounds,
+            "seconds": {group: round(seconds, 1) for group, seconds in self.seconds.items()},
+            "figures": [_rounded(figure.as_json()) for figure in self.figures],
+        }
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        figures = in_order(Figure(**figure) for figure in data["figures"])
+        return cls(data["machine"], data["rounds"], figures, data["seconds"])
+
+
+def in_order(figures: Iterable[Figure]) -> tuple[Figure, ...]:
+    by_key = {figure.key: figure for figure in figures}
+    return tuple(by_key[row.key] for row in ROWS if row.key in by_key)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value
