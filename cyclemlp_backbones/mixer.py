@@ -17,7 +17,7 @@ from cyclemlp_backbones.operators import (
     spatial_mean,
     wants_gradient,
 )
-from cyclemlp_backbones.shift import cycle_shift, group_by_offset
+from cyclemlp_backbones.shift import cross_rows, cross_shift, group_by_offset
 
 
 class CycleMixer(nn.Layer):
@@ -63,16 +63,14 @@ class CycleMixer(nn.Layer):
 
     def _merged(self, x: Tensor) -> Tensor:
         """The branches, gates and projection as one matrix per sample: linear maps of what the branches read."""
-        read = [cycle_shift(x, self.sfc_h.kernel_size), cycle_shift(x, self.sfc_w.kernel_size), x]
-        weights = [group_by_offset(self.sfc_h.weight, 3), group_by_offset(self.sfc_w.weight, 3), self.mlp_c.weight]
+        merged_input = cross_shift(x)
         biases = paddle.stack([self.sfc_h.bias, self.sfc_w.bias])
+        weights = [group_by_offset(w, 3) for w in (self.sfc_h.weight, self.sfc_w.weight, self.mlp_c.weight.t())]
 
-        merged_input = paddle.concat(read, axis=-1)
-        weight = paddle.concat(weights, axis=0)
-        gates = self._gates(paddle.matmul(spatial_mean(merged_input), weight) + biases.sum(0))
-
-        factors = [repeat_rows(gate.unsqueeze(1), rows.shape[0]) for gate, rows in zip(gates, weights)]
-        merged_weight = paddle.matmul(weight * paddle.concat(factors, axis=1), self.proj.weight)
+        gates = self._gates(paddle.matmul(spatial_mean(merged_input), cross_rows(*weights)) + biases.sum(0))
+        rows = weights[0].shape[0]
+        gated = [weight * repeat_rows(gate.unsqueeze(1), rows) for weight, gate in zip(weights, gates)]
+        merged_weight = paddle.matmul(cross_rows(*gated), self.proj.weight)
         bias = (biases * paddle.stack(gates[:2], axis=1)).sum(1)
         bias = linear(bias, self.proj.weight, self.proj.bias).unsqueeze(1)
 

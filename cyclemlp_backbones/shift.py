@@ -54,12 +54,11 @@ def _axis(kernel_size: tuple[int, int]) -> int:
 def _pad_with_zeros(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     """`x` with zeros around it along `axis`.
 
-    Not F.pad, whose 8-element form corrupts the heap under Paddle's oneDNN predictor; and no size is read from `x`,
-    so that an exported graph keeps every dimension dynamic.
+    Not F.pad, whose 8-element form corrupts the heap under Paddle's oneDNN predictor.
     """
     if before == after == 0:
         return x
-    zeros = paddle.zeros_like(paddle.slice(x, [axis], [0], [1]))
+    zeros = _row_of_zeros(x, axis)
     return paddle.concat([zeros] * before + [x] + [zeros] * after, axis=axis)
 
 
@@ -75,19 +74,66 @@ def cycle_shift(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     if runs_on_cpu(x):
         return _Shift.apply(x, kernel_size) if wants_gradient(x) else _cycle_shift_on_cpu(x, kernel_size)
     axis = _axis(kernel_size)
-    before, after = length // 2, length - 1 - length // 2
+    pieces = _by_residue(x, length)
+    row = _row_of_zeros(pieces[0], axis)
+    return paddle.concat([_read_at(piece, axis, offset, row) for piece, offset in zip(pieces, _cycle(length))], axis=-1)
+
+
+def cross_shift(x: Tensor) -> Tensor:
+    """What CycleFC reads with `kernel_size` (1, 3), with (3, 1) and without a shift, nothing twice:
+    [N, H, W, C] -> [N, H, W, 7 J], J = ceil(C / 3).
+
+    Groups of J channels: residues 0, 1 and 2 as they are, 1 and 2 along the width, 1 and 2 along the height.
+    `cross_rows` puts the weights into the same order.
+    """
+    if runs_on_cpu(x):
+        batch, height, width, channels = x.shape
+        groups = -(-channels // 3)
+        padded = F.pad(x, [0, 0, 1, 1, 1, 1, 0, 3 * groups - channels]).reshape(
+            [batch, height + 2, width + 2, groups, 3]
+        )
+        size = [batch, height, width, groups, 1]
+        starts = [(1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 2, 1), (1, 0, 2), (2, 1, 1), (0, 1, 2)]
+        windows = [paddle.crop(padded, size, [0, y, x, 0, residue]) for y, x, residue in starts]
+        return paddle.concat([window.reshape(size[:4]) for window in windows], axis=-1)
+    pieces = _by_residue(x, 3)
+    windows = list(pieces)
+    for axis in (2, 1):
+        row = _row_of_zeros(pieces[0], axis)
+        windows += [_read_at(pieces[1], axis, 1, row), _read_at(pieces[2], axis, -1, row)]
+    return paddle.concat(windows, axis=-1)
+
+
+def cross_rows(h: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """Rows for `cross_shift`'s channels, [..., 7 J, C_out], of three weights from `group_by_offset`, [..., 3 J, C_out]:
+    of CycleFC (1, 3), of CycleFC (3, 1) and of a plain Linear."""
+    groups = h.shape[-2] // 3
+    (h0, h12), (w0, w12), (c0, c12) = (weight.split([groups, 2 * groups], axis=-2) for weight in (h, w, c))
+    return paddle.concat([h0 + w0 + c0, c12, h12, w12], axis=-2)
+
+
+def _by_residue(x: Tensor, length: int) -> list[Tensor]:
+    """The channels with `i % K == 0`, those with 1, and so on, each [N, H, W, ceil(C / K)], filled up with zeros.
+
+    Every operator has kernels for half precision, and an exported graph keeps all sizes open.
+    """
     groups = -(-x.shape[-1] // length)
-    x = _pad_with_zeros(x, 3, 0, groups * length - x.shape[-1])
-    # Transposed first, since each slice is then of whole rows. Every operator below has kernels for half precision, and
-    # an exported graph keeps all sizes open.
-    grouped = x.reshape([0, 0, 0, groups, length]).transpose([0, 1, 2, 4, 3])
-    padded = _pad_with_zeros(grouped, axis, before, after)
-    shifted = []
-    for residue, offset in enumerate(_cycle(length)):
-        end = -(after - offset) or np.iinfo(np.int32).max
-        window = paddle.slice(padded, [axis, 3], [before + offset, residue], [end, residue + 1])
-        shifted.append(window.squeeze(3))
-    return paddle.concat(shifted, axis=-1)
+    x = _pad_with_zeros(x, 3, 0, groups * length - x.shape[-1]).reshape([0, 0, 0, groups, length])
+    return [paddle.slice(x, [4], [residue], [residue + 1]).squeeze(4) for residue in range(length)]
+
+
+def _row_of_zeros(x: Tensor, axis: int) -> Tensor:
+    """Zeros of `x`'s sizes, 1 along `axis`: no size is read, so that an exported graph keeps it open."""
+    return paddle.zeros_like(paddle.slice(x, [axis], [0], [1]))
+
+
+def _read_at(x: Tensor, axis: int, offset: int, row: Tensor) -> Tensor:
+    """`x` read `offset` positions further along `axis`, zero outside; `row` is `_row_of_zeros` of it."""
+    if offset == 0:
+        return x
+    zeros = [row] * abs(offset)
+    padded = paddle.concat([x, *zeros] if offset > 0 else [*zeros, x], axis=axis)
+    return paddle.slice(padded, [axis], [max(offset, 0)], [min(offset, 0) or np.iinfo(np.int32).max])
 
 
 def _cycle_shift_on_cpu(x: Tensor, kernel_size: tuple[int, int]) -> Tensor:
@@ -139,7 +185,8 @@ def _in_natural_order(grouped: Tensor, length: int, channels: int) -> Tensor:
 
 
 def group_by_offset(weight: Tensor, kernel_length: int) -> Tensor:
-    """CycleFC weight [C_out, C_in, 1, 1] -> [K * ceil(C_in / K), C_out], rows in `cycle_shift`'s channel order."""
+    """Weight [C_out, C_in] or [C_out, C_in, 1, 1] -> [K * ceil(C_in / K), C_out], its rows in the order of
+    `cycle_shift`'s channels."""
     out_channels, in_channels = weight.shape[:2]
     groups = -(-in_channels // kernel_length)
     weight = _pad_with_zeros(weight.reshape([out_channels, in_channels]), 1, 0, groups * kernel_length - in_channels)
@@ -149,14 +196,6 @@ def group_by_offset(weight: Tensor, kernel_length: int) -> Tensor:
     # At a transpose, reshape and concat, Paddle 3.3.1's oneDNN passes refuse an exported graph; flatten has no second
     # gradient.
     return weight.flatten(0, 1)
-
-
-def _ungroup(grouped: Tensor, kernel_length: int, in_channels: int) -> Tensor:
-    """The transpose of `group_by_offset`: [K * ceil(C_in / K), C_out] -> [C_out, C_in, 1, 1]."""
-    rows, out_channels = grouped.shape
-    weight = grouped.reshape([kernel_length, rows // kernel_length, out_channels]).transpose([2, 1, 0])
-    weight = weight.reshape([out_channels, rows])
-    return paddle.crop(weight, [out_channels, in_channels]).reshape([out_channels, in_channels, 1, 1])
 
 
 def cycle_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int]) -> Tensor:

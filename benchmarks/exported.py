@@ -1,0 +1,157 @@
+"""B1 exported, against resnet50 of paddle.vision exported: Paddle's predictor and ONNX Runtime.
+
+    python -m benchmarks.exported [--rounds 9]
+
+Batch 1, 224 px, fp32, all sizes open, as `cyclemlp export` writes models. Each setting of Paddle's predictor is tried
+in a process of its own, since some of them may crash; both networks get the one that is quickest for them. What they
+compute is compared with dygraph.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.group import THREADS, run_group
+from benchmarks.rows import Figure, Figures, Progress
+from cyclemlp_backbones.benchmark import Ratio, Timing, measure
+
+NETWORKS = ("b1", "resnet50")
+SETTINGS = tuple({"onednn": onednn, "ir_optim": ir_optim} for onednn in (False, True) for ir_optim in (True, False))
+SHAPE = [1, 3, 224, 224]
+SECONDS_TO_TRY = 120
+TOLERANCE = 1e-3  # of the largest logit
+
+
+def export_network(name: str, folder: Path) -> None:
+    """Writes the network in both formats, an image, and what dygraph makes of it."""
+    import numpy as np
+    import paddle
+
+    from benchmarks.network import build
+    from cyclemlp_backbones.deploy.export import IMAGE, Exportable, export
+    from cyclemlp_backbones.deploy.manifest import Preprocessing
+
+    model = build(name)
+    model.eval()
+    image = paddle.randn(SHAPE)
+    with paddle.no_grad():
+        np.savez(folder / f"{name}.npz", image=image.numpy(), logits=model(image).numpy())
+    exportable = Exportable(model, "cls", type(model).__name__, None, ("image",), ("logits",), [IMAGE], Preprocessing())
+    for kind in ("paddle", "onnx"):
+        export(exportable, folder / f"{name}_{kind}", format=kind)
+
+
+def paddle_call(folder: Path, name: str, setting: dict[str, bool]) -> Callable[[], Any]:
+    """A call of Paddle's predictor that returns the logits."""
+    import numpy as np
+    from paddle import inference
+
+    exported = folder / f"{name}_paddle"
+    program = next(path for path in (exported / "model.json", exported / "model.pdmodel") if path.exists())
+    config = inference.Config(str(program), str(exported / "model.pdiparams"))
+    config.disable_gpu()
+    config.set_cpu_math_library_num_threads(THREADS)
+    config.switch_ir_optim(setting["ir_optim"])
+    config.disable_glog_info()
+    if setting["onednn"]:
+        config.enable_mkldnn()
+    else:
+        config.disable_mkldnn()
+    predictor = inference.create_predictor(config)
+    image = np.load(folder / f"{name}.npz")["image"]
+    source = predictor.get_input_handle(predictor.get_input_names()[0])
+    result = predictor.get_output_handle(predictor.get_output_names()[0])
+
+    def call() -> Any:
+        source.copy_from_cpu(image)
+        predictor.run()
+        return result.copy_to_cpu()
+
+    return call
+
+
+def onnx_call(folder: Path, name: str) -> Callable[[], Any]:
+    """A call of ONNX Runtime, with its optimisations, that returns the logits."""
+    import numpy as np
+
+    from cyclemlp_backbones.deploy.runtime import DeployedModel
+
+    model = DeployedModel(folder / f"{name}_onnx", threads=THREADS)
+    feeds = {"image": np.load(folder / f"{name}.npz")["image"]}
+    return lambda: model.run(feeds)[0]
+
+
+def check(folder: Path, name: str, logits: Any) -> None:
+    """Raises ValueError where the exported network computes something else than dygraph did."""
+    import numpy as np
+
+    expected = np.load(folder / f"{name}.npz")["logits"]
+    error = float(np.abs(logits - expected).max() / np.abs(expected).max())
+    if not error <= TOLERANCE:
+        raise ValueError(f"{name}: logits differ from dygraph's by {error:.2e} of the largest")
+
+
+def try_setting(folder: Path, name: str, setting: dict[str, bool]) -> float | str:
+    """Seconds of a call in a process of its own, or why there are none."""
+    code = (
+        "import sys, json; from pathlib import Path; from benchmarks import exported;"
+        "from cyclemlp_backbones.benchmark import measure;"
+        "folder, name, setting = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]);"
+        "call = exported.paddle_call(folder, name, setting); exported.check(folder, name, call());"
+        "print('seconds', measure({name: call}, rounds=5)[name].minimum)"
+    )
+    command = [sys.executable, "-c", code, str(folder), name, json.dumps(setting)]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_TRY)
+    except subprocess.TimeoutExpired:
+        return f"does not end within {SECONDS_TO_TRY} s"
+    if run.returncode:
+        lines = run.stderr.strip().splitlines() or [""]
+        return f"ended by signal {-run.returncode}" if run.returncode < 0 else lines[-1][:120]
+    return float(run.stdout.split()[-1])
+
+
+def words(setting: dict[str, bool]) -> str:
+    return f"oneDNN {'on' if setting['onednn'] else 'off'}, ir_optim {'on' if setting['ir_optim'] else 'off'}"
+
+
+def _figure(key: str, times: dict[str, Timing], note: str, more: dict[str, float] | None = None) -> Figure:
+    ratio = Ratio.of(times["b1"], times["resnet50"])
+    parts = {f"{name}, ms": 1e3 * times[name].minimum for name in NETWORKS}
+    return Figure(key, ratio.minima, ratio.medians, parts | (more or {}), note)
+
+
+def figures(rounds: int, progress: Progress) -> Figures:
+    with tempfile.TemporaryDirectory() as text:
+        folder, notes, best, tried = Path(text), [], {}, {}
+        for number, name in enumerate(NETWORKS):
+            export_network(name, folder)
+            seconds = {}
+            for position, setting in enumerate(SETTINGS):
+                result = try_setting(folder, name, setting)
+                if isinstance(result, float):
+                    seconds[position] = result
+                    tried[f"{name} with {words(setting)}, ms"] = 1e3 * result
+                else:
+                    notes.append(f"{name} with {words(setting)}: {result}")
+                progress(0.6 * (number * len(SETTINGS) + position + 1) / (len(NETWORKS) * len(SETTINGS)))
+            best[name] = SETTINGS[min(seconds, key=lambda position: seconds[position])]
+        chosen = [f"{name} with {words(best[name])}" for name in NETWORKS]
+        calls = {name: paddle_call(folder, name, best[name]) for name in NETWORKS}
+        times = measure(calls, rounds=rounds, least_seconds=0.3, progress=lambda d, t: progress(0.6 + 0.2 * d / t))
+        yield _figure("predictor", times, "; ".join(chosen + notes), tried)
+        calls = {name: onnx_call(folder, name) for name in NETWORKS}
+        for name, call in calls.items():
+            check(folder, name, call())
+        times = measure(calls, rounds=rounds, least_seconds=0.3, progress=lambda d, t: progress(0.8 + 0.2 * d / t))
+        yield _figure("onnx", times, "")
+
+
+if __name__ == "__main__":
+    run_group(figures)
