@@ -28,10 +28,23 @@ class CycleBlock(nn.Layer):
         self.mlp = Mlp(channels, int(channels * mlp_ratio), channels)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, factors: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
-        """`factors` are stochastic depth's for the two branches, drawn earlier; None draws now."""
-        x = x + self.drop_path(self.attn(self.norm1(x)), factors[0])
-        return x + self.drop_path(self.mlp(self.norm2(x)), factors[1])
+    def forward(self, x: Tensor) -> Tensor:
+        return self._add_mlp(self._add_mixer(x))
+
+    def _add_mixer(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """`factor` is stochastic depth's, drawn earlier; None draws now."""
+        return x + self.drop_path(self.attn(self.norm1(x)), factor)
+
+    def _add_mlp(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        return x + self.drop_path(self.mlp(self.norm2(x)), factor)
+
+    def recomputing(self, x: Tensor) -> Tensor:
+        """`forward` that keeps the inputs of both branches only, and computes the rest again in backward."""
+        for branch in (self._add_mixer, self._add_mlp):
+            # Nothing random is left inside, since Paddle 2.6 cannot repeat a CPU's random numbers. The reentrant form
+            # gives no gradients behind a frozen stem, whose output needs none.
+            x = recompute(branch, x, self.drop_path.draw(x), use_reentrant=False, preserve_rng_state=False)
+        return x
 
 
 def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[float]:
@@ -178,10 +191,7 @@ class CycleNet(nn.Layer):
         if not (self.use_recompute and stage.training and in_dygraph() and paddle.is_grad_enabled()):
             return stage(x)
         for block in stage:
-            # Nothing random is left inside, since Paddle 2.6 cannot repeat a CPU's random numbers. The reentrant form
-            # gives no gradients behind a frozen stem, whose output needs none.
-            factors = (block.drop_path.draw(x), block.drop_path.draw(x))
-            x = recompute(block, x, factors, use_reentrant=False, preserve_rng_state=False)
+            x = block.recomputing(x)
         return x
 
     def forward(self, image: Tensor) -> list[Tensor] | Tensor:

@@ -6,7 +6,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from cyclemlp_backbones.operators import in_dygraph, reshape_positions, runs_on_cpu, wants_gradient
+from cyclemlp_backbones.operators import in_dygraph, rebuilt_in_backward, reshape_positions, runs_on_cpu, wants_gradient
 from cyclemlp_backbones.operators import linear as linear_operator
 from cyclemlp_backbones.shift import check_kernel_size, cycle_linear
 
@@ -104,15 +104,20 @@ class Mlp(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape([-1, x.shape[-1]])  # in an exported graph too: oneDNN and ONNX Runtime fuse more of it
-        if not runs_on_cpu(x) or wants_gradient(x, self.fc1.weight, self.fc2.weight):
-            return reshape_positions(self._map(rows), x)
+        rows = self._map_on_cpu(rows) if runs_on_cpu(x) else self.fc2(F.gelu(self.fc1(rows)))
+        return reshape_positions(rows, x)
+
+    def _map_on_cpu(self, rows: Tensor) -> Tensor:
+        if wants_gradient(rows, *self.parameters()):
+            hidden = self.fc1(rows)
+            activated, kept = F.gelu(hidden), hidden.detach()
+            with rebuilt_in_backward(activated, lambda: F.gelu(kept)):
+                y = self.fc2(activated)
+            return y  # not from within: Paddle 2's to_static does not know that
         # Part by part, the hidden features stay in the processor's cache, and their memory is small and reused.
         step = max(1, _HIDDEN_ELEMENTS // self.fc1.weight.shape[1])
-        parts = [self._map(rows[start : start + step]) for start in range(0, rows.shape[0], step)]
-        return reshape_positions(paddle.concat(parts) if len(parts) > 1 else parts[0], x)
-
-    def _map(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        parts = [self.fc2(F.gelu(self.fc1(rows[start : start + step]))) for start in range(0, rows.shape[0], step)]
+        return paddle.concat(parts) if len(parts) > 1 else parts[0]
 
 
 class PatchEmbed(nn.Layer):

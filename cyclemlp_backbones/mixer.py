@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -10,6 +12,7 @@ from cyclemlp_backbones.layers import CycleFC, Linear, Mlp
 from cyclemlp_backbones.operators import (
     in_dygraph,
     linear,
+    rebuilt_in_backward,
     repeat_rows,
     reshape_positions,
     runs_on_cpu,
@@ -18,6 +21,12 @@ from cyclemlp_backbones.operators import (
     wants_gradient,
 )
 from cyclemlp_backbones.shift import cross_rows, cross_shift, group_by_offset
+
+
+def _gated_sum(branches: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
+    """Branches [N, H, W, C], each weighted by its gates [N, C], and summed."""
+    h, w, c = map(scale_channels, branches, gates)
+    return h + w + c
 
 
 class CycleMixer(nn.Layer):
@@ -40,8 +49,17 @@ class CycleMixer(nn.Layer):
         if self._merging_pays(x):
             return self._merged(x)
         h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
-        gate_h, gate_w, gate_c = self._gates(spatial_mean(h + w + c))
-        return self.proj(scale_channels(h, gate_h) + scale_channels(w, gate_w) + scale_channels(c, gate_c))
+        gates = self._gates(spatial_mean(h + w + c))
+        if runs_on_cpu(x):
+            return self._project_on_cpu([h, w, c], gates)
+        return self.proj(_gated_sum([h, w, c], gates))
+
+    def _project_on_cpu(self, branches: list[Tensor], gates: list[Tensor]) -> Tensor:
+        total = _gated_sum(branches, gates)
+        kept, kept_gates = [branch.detach() for branch in branches], [gate.detach() for gate in gates]
+        with rebuilt_in_backward(total, lambda: _gated_sum(kept, kept_gates)):
+            y = self.proj(total)
+        return y
 
     def _gates(self, summary: Tensor) -> list[Tensor]:
         """The weights of `sfc_h`, `sfc_w` and `mlp_c`, each [N, C], from the mean [N, C] of the branches' sum."""

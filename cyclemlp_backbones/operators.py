@@ -8,10 +8,13 @@ is the sum, at a matrix product's speed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.autograd import saved_tensors_hooks
 from paddle.jit.sot import psdb
 
 
@@ -29,6 +32,43 @@ def runs_on_cpu(x: Tensor) -> bool:
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether an operation on `tensors` is recorded for a backward pass."""
     return paddle.is_grad_enabled() and any(tensor is not None and not tensor.stop_gradient for tensor in tensors)
+
+
+REBUILDS = not paddle.__version__.startswith("2.")
+"""Whether `rebuilt_in_backward` does anything: Paddle 2.6 takes the memory away from tensors that hooks hand back, be
+they parameters."""
+
+
+def rebuilt_in_backward(x: Tensor, rebuild: Callable[[], Tensor]) -> AbstractContextManager:
+    """Operations inside keep nothing of `x` for their backward pass, which calls `rebuild` for an equal tensor instead.
+
+    For what is cheap to compute again from tensors that are kept anyway. `x` is one that `runs_on_cpu`. Where a caller
+    has hooks of its own for what is kept, as Paddle's `recompute` has, it does nothing; nor does it on Paddle 2.
+    """
+    return _Rebuilding(x, rebuild) if REBUILDS and wants_gradient(x) else nullcontext()
+
+
+class _Rebuilding:
+    def __init__(self, x: Tensor, rebuild: Callable[[], Tensor]):
+        address = x.data_ptr()
+
+        @paddle.no_grad()
+        def unpack(kept: Tensor | None) -> Tensor:
+            return rebuild() if kept is None else kept
+
+        self._hooks = saved_tensors_hooks(lambda saved: None if saved.data_ptr() == address else saved, unpack)
+        self._active = False
+
+    def __enter__(self) -> None:
+        try:
+            self._hooks.__enter__()
+        except ValueError:  # Paddle takes one pair at a time
+            return
+        self._active = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._active:
+            self._hooks.__exit__()
 
 
 def reshape_positions(x: Tensor, like: Tensor) -> Tensor:
@@ -74,5 +114,17 @@ def scale_channels(x: Tensor, factors: Tensor) -> Tensor:
     """`x` [N, H, W, C] times `factors` [N, C], the same at every position."""
     if not runs_on_cpu(x):
         return x * factors.unsqueeze([1, 2])
-    batch, height, width, channels = x.shape
-    return x * repeat_rows(factors.unsqueeze(1), height * width).reshape([batch, height, width, channels])
+    return _scale_on_cpu(x, factors)
+
+
+def _scale_on_cpu(x: Tensor, factors: Tensor) -> Tensor:
+    shape, kept = list(x.shape), factors.detach()
+    repeated = _repeat(factors, shape)
+    with rebuilt_in_backward(repeated, lambda: _repeat(kept, shape)):
+        y = x * repeated
+    return y
+
+
+def _repeat(rows: Tensor, shape: list[int]) -> Tensor:
+    """`rows` [N, C] at every position: `shape`, [N, H, W, C]."""
+    return repeat_rows(rows.unsqueeze(1), shape[1] * shape[2]).reshape(shape)
