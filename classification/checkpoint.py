@@ -62,13 +62,15 @@ def steps_to_delete(steps: Iterable[int], *, keep: int, best: int | None) -> lis
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int, best: int | None) -> Path:
-    """Writes a checkpoint and then removes those that are no longer kept."""
+    """Writes a checkpoint and then removes earlier ones that are no longer kept. Later ones, of a run that went on from
+    an earlier step than it had come to, stay until it comes to them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(folder, checkpoint.step)
     arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
     metadata = {"format": FORMAT, "meta": json.dumps(checkpoint.meta)}
     write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
-    for step in steps_to_delete(saved_steps(folder), keep=keep, best=best):
+    steps = [step for step in saved_steps(folder) if step <= checkpoint.step]
+    for step in steps_to_delete(steps, keep=keep, best=best):
         checkpoint_path(folder, step).unlink(missing_ok=True)
     return path
 
@@ -105,12 +107,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that `run.resume` means: None for a fresh start, which "auto" takes where there is none yet."""
+    """The checkpoint that `run.resume` means: None for a fresh start, which "auto" takes where there is none yet.
+
+    Without `resume`, CheckpointError for a folder with checkpoints: those of two runs would be mixed up.
+    """
+    steps = saved_steps(folder)
     if resume is None:
+        if steps:
+            raise CheckpointError(
+                f"{folder} has checkpoints up to step {steps[-1]} of an earlier run: go on with it (--resume auto), "
+                "choose another run.output, or remove them"
+            )
         return None
     if resume != "auto":
         return Path(resume)
-    steps = saved_steps(folder)
     return checkpoint_path(folder, steps[-1]) if steps else None
 
 

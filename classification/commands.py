@@ -117,10 +117,14 @@ def predict(argv: Sequence[str]) -> None:
     parser.add_argument("--output", metavar="FILE", help="CSV file (standard output)")
     arguments = parser.parse_args(argv)
     config = _evaluation_config(arguments)
+    from classification.distributed import join
     from classification.inference import predict_list
     from classification.report import configure_logging
 
-    configure_logging()
+    world = join(config.run.device, distributed=config.run.distributed)
+    configure_logging(world.rank)
+    if not world.is_main:
+        return  # one process predicts for all
     if arguments.output:
         with open(arguments.output, "w", encoding="utf-8", newline="") as file:
             predict_list(config, file, top=arguments.top)

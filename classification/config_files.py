@@ -20,7 +20,8 @@ BASE = "_base_"
 RESUMABLE = (
     *(f"run.{key}" for key in ("resume", "output", "log_every", "save_every", "keep", "visualdl", "device")),
     *(f"data.{key}" for key in ("train_images", "val_images", "val_list", "workers", "eval_batch_size", "crop_pct")),
-    *("run.evaluate_every", "run.skip_nonfinite", "model.pretrained", "model.replace_head"),
+    *("data.train_list", "data.class_map"),  # where names and labels come from; these are compared themselves
+    *("run.evaluate_every", "run.skip_nonfinite", "run.distributed", "model.pretrained", "model.replace_head"),
     *("distillation.teacher_weights", "data.max_broken"),
 )
 """Keys that may differ between a checkpoint and the run that resumes it: they do not change the weights."""

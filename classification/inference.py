@@ -81,7 +81,8 @@ def predict_list(config: Config, file: TextIO, *, top: int) -> None:
     writer = csv.writer(file)
     writer.writerow(["name", *(f"{what}{rank}" for rank in range(1, top + 1) for what in ("class", "probability"))])
     dataset = EvalDataset(samples, EvalTransform(data, crop_pct=config.crop_pct))
-    for images, _, indices, broken in eval_loader(dataset, batch_size=data.batch_size, workers=data.workers):
+    batches = eval_loader(dataset, batch_size=data.eval_batch_size or data.batch_size, workers=data.workers)
+    for images, _, indices, broken in batches:
         values, classes = paddle.topk(F.softmax(model(images), axis=1), k=top, axis=1)
         for index, unreadable, row, chosen in zip(indices.tolist(), broken.tolist(), values.tolist(), classes.tolist()):
             pairs = [cell for number, share in zip(chosen, row) for cell in (number, f"{share:.6f}")]

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from classification import commands
+from classification.distributed import World
 from classification.trainer import Trainer
 from tests.classification.tiny import arguments, run_python, tiny_config
 
@@ -54,6 +55,23 @@ def test_predict_writes_the_likeliest_classes_and_names_unreadable_images(traine
     shares = list(map(float, rows[1][2::2]))
     assert sum(shares) == pytest.approx(1, abs=1e-4)
     assert shares == sorted(shares, reverse=True)
+
+
+def test_predict_runs_on_the_device_that_is_asked_for_and_once_among_several(
+    trained, digits, tmp_path, capsys, monkeypatch
+):
+    folder, _ = trained
+    joined = []
+
+    def join(device, *, distributed):
+        joined.append((device, distributed))
+        return World(rank=len(joined) - 1, size=2)
+
+    monkeypatch.setattr("classification.distributed.join", join)
+    options = [*arguments(digits, tmp_path), "--weights", folder / "best.pdparams"]
+    lines = [len(output(capsys, "predict", *options)[1].splitlines()) for _ in range(2)]
+    assert joined == [("cpu", True)] * 2
+    assert lines == [14, 0]
 
 
 def test_the_scripts_are_the_same_doors(trained, digits, tmp_path):

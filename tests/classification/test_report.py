@@ -95,3 +95,11 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps({"event": "train", "step": 1}) + '\n{"event": "tr')
     assert read_log(path) == [{"event": "train", "step": 1}]
+
+
+def test_a_resumed_runs_first_line_is_not_joined_to_one_that_a_kill_cut_short(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"event": "start"}\n{"event": "tr')
+    RunLog(tmp_path, enabled=True).write("start", {"step": 4})
+    RunLog(tmp_path, enabled=True).write("train", {"step": 5})
+    assert [row["event"] for row in read_log(tmp_path / "log.jsonl")] == ["start", "start", "train"]
+    assert "\n\n" not in (tmp_path / "log.jsonl").read_text()

@@ -116,6 +116,26 @@ def test_rotation_keeps_the_last_and_the_best(digits, tmp_path):
     assert saved_steps(tmp_path / "checkpoints") == sorted({9, 10} | {report["best"]["step"]})
 
 
+def test_a_run_that_goes_on_from_an_earlier_step_keeps_what_it_writes(digits, tmp_path):
+    Trainer(tiny_config(digits, tmp_path, **RESUMED, run__keep=9)).run()
+    folder = tmp_path / "checkpoints"
+    start = {**RESUMED, "run__keep": 1, "run__resume": str(folder / "step-00000002.safetensors")}
+    Trainer(tiny_config(digits, tmp_path, **start)).run(stop_at=5)
+    assert {5, 6, 8, 10} <= set(saved_steps(folder))  # the one that it has just written, and those to come
+
+
+def test_a_fresh_run_does_not_mix_its_checkpoints_with_an_earlier_ones(digits, whole):
+    with pytest.raises(CheckpointError, match=r"up to step 10 of an earlier run.*--resume auto.*another run.output"):
+        Trainer(tiny_config(digits, whole, **RESUMED))
+
+
+def test_a_run_goes_on_with_the_same_list_in_another_place(digits, whole, tmp_path):
+    (tmp_path / "moved.txt").write_text((digits / "train.txt").read_text())
+    start = str(whole / "checkpoints" / "step-00000010.safetensors")
+    changes = {**RESUMED, "run__resume": start, "data__train_list": str(tmp_path / "moved.txt")}
+    assert Trainer(tiny_config(digits, tmp_path, **changes)).step == 10
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(digits, tmp_path):
     def diverging(folder, **changes):
         trainer = Trainer(tiny_config(digits, folder, **changes))
