@@ -1,40 +1,63 @@
-"""The tables of docs/deployment.md: exported models against the networks they were exported from.
+"""The table of docs/deployment.md: exported models against the networks that they were exported from.
 
-    python -m benchmarks.deployment                          every model, each in a process of its own
-    python -m benchmarks.deployment --demo output/demo       int8 on the demo's segmentation model, before and after
+    python -m benchmarks.deployment          every model in every runtime, each in a process of its own
 
-Weights are random (but for --demo): equality and time do not depend on them.
+Weights are random: equality and time do not depend on them. With Paddle 3 and after `make demo`, int8 and bf16 are
+measured too, by `benchmarks.quantised`. What was measured is stored in docs/results and put into the document.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cyclemlp_backbones.benchmark import describe_machine, measure, variables
+from benchmarks.deployment_table import WITHOUT_ONNX, stored_file, write_document
+from cyclemlp_backbones.benchmark import describe_machine, measure, start_again_with, variables
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "output" / "demo"
+THREADS = 2
 SHAPES = [(1, 224, 224), (3, 96, 64), (1, 97, 131), (3, 33, 45), (1, 32, 32)]
-DETECTOR_SHAPES = [(1, 320, 320), (3, 96, 64), (1, 96, 160), (3, 32, 64), (1, 32, 32)]  # multiples of 32
+DETECTOR_SHAPES = [(1, 320, 320), (3, 96, 64), (1, 96, 160), (3, 32, 64), (1, 32, 32)]
+"""Multiples of 32, which the manifest's `pad_to` makes of every picture."""
 MODELS = {
     "classifier b1": ("cls", None, 224),
     "pyramid b1": ("features", None, 224),
     "SemanticFPN b1": ("seg", "seg_configs/semantic_fpn/semantic_fpn_cyclemlp_b1_ade20k_512x512_40k.yml", 256),
-    "UPerNet b1": ("seg", "seg_configs/upernet/upernet_cyclemlp_b1_ade20k_512x512_160k.yml", 256),
+    "UPerNet b1": ("seg", "seg_configs/upernet/upernet_cyclemlp_b1_ade20k_512x512_160k.yml", 128),
     "RetinaNet b1": ("det", "det_configs/retinanet_cyclemlp_b1_fpn_1x_coco.yml", 320),
     "Mask R-CNN b1": ("det", "det_configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.yml", 320),
 }
-WITHOUT_ONNX = ("UPerNet b1", "Mask R-CNN b1")
-HEADER = "| model | format, runtime | largest difference | batch 1 and 3 | five sizes | latency | of dygraph's |"
-CLASSES = 11
+RUNTIMES = ("paddle-onednn", "paddle", "onnx")
+_LOUDER = ("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight")
+"""A detector's random weights that are enlarged, or it finds nothing and nothing is compared."""
+
+
+def _detector(config: str) -> Any:
+    import paddle
+    from ppdet.core.workspace import create
+
+    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters.paddledet_config import read_config
+
+    network = create(read_config(str(ROOT / config), ["CycleMLP.pretrained=null"]).architecture)
+    for name, parameter in network.named_parameters():
+        if name.endswith(_LOUDER):
+            parameter.set_value(parameter * 3)
+        elif name.endswith("retina_cls.bias"):
+            parameter.set_value(paddle.full_like(parameter, math.log(0.1 / 0.9)))
+    return network
 
 
 def _weights(task: str, config: str | None, folder: Path) -> str:
@@ -55,56 +78,59 @@ def _weights(task: str, config: str | None, folder: Path) -> str:
         configuration.dic["model"]["backbone"]["pretrained"] = None
         network = SegBuilder(configuration).model
     else:
-        from ppdet.core.workspace import create
-
-        from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-        from cyclemlp_backbones.adapters.paddledet_config import read_config
-
-        network = create(read_config(str(ROOT / str(config)), ["CycleMLP.pretrained=null"]).architecture)
+        network = _detector(str(config))
     path = str(folder / "model.pdparams")
     paddle.save(network.state_dict(), path)
     return path
 
 
-def _difference(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], *, unordered: bool) -> float:
-    """The largest absolute difference; of `unordered` candidates (boxes, scores), that to the nearest box and its
-    scores, since runtimes order equal scores differently."""
+def _exportable(name: str, format: str, folder: Path) -> Any:
+    task, config, _ = MODELS[name]
+    weights = _weights(task, config, folder)
+    if task == "seg":
+        from cyclemlp_backbones.adapters.paddleseg_deploy import seg_export
+
+        return seg_export(weights, str(ROOT / str(config)))
+    if task == "det":
+        from cyclemlp_backbones.adapters.paddledet_deploy import det_export
+
+        return det_export(weights, str(ROOT / str(config)), format=format)
+    from cyclemlp_backbones.deploy.networks import network_export
+
+    return network_export(weights, task)
+
+
+def difference(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], *, unordered: bool) -> float:
+    """The largest difference, as a share of each output's largest value, or of 1 where that is smaller.
+
+    Of `unordered` candidates (boxes, scores), that to the nearest one, since runtimes order equal scores differently.
+    """
     if any(some.shape != others.shape for some, others in zip(actual, expected)):
-        return float("inf")
+        return math.inf
+    scales = [max(1.0, float(np.abs(array).max(initial=0))) for array in expected]
+    actual, expected = ([a.astype(np.float64) / s for a, s in zip(arrays, scales)] for arrays in (actual, expected))
     if not unordered:
         return max(float(np.abs(some - others).max(initial=0)) for some, others in zip(actual, expected))
-    rows, wanted = (np.concatenate(arrays, axis=2).astype(np.float64) for arrays in (actual, expected))
-    largest = 0.0
-    for row, target in zip(rows, wanted):
-        for candidate in row:
-            largest = max(largest, float(np.abs(target - candidate).max(axis=1).min()))
-    return largest
+    rows, wanted = np.concatenate(actual, axis=2), np.concatenate(expected, axis=2)
+    return max(
+        float(np.abs(target - candidate).max(axis=1).min()) for row, target in zip(rows, wanted) for candidate in row
+    )
 
 
-def measure_model(name: str, kind: str, rounds: int) -> dict[str, float]:
+def measure_model(name: str, runtime: str, rounds: int) -> dict[str, Any]:
     """One row: exports the model, compares it at all shapes, times it in turns with dygraph."""
     import paddle
 
     from cyclemlp_backbones.deploy.export import export
-    from cyclemlp_backbones.deploy.networks import network_export
     from cyclemlp_backbones.deploy.runtime import DeployedModel
 
-    task, config, side = MODELS[name]
+    task, _, side = MODELS[name]
+    kind = "onnx" if runtime == "onnx" else "paddle"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        weights = _weights(task, config, folder)
-        if task == "seg":
-            from cyclemlp_backbones.adapters.paddleseg_deploy import seg_export
-
-            model = seg_export(weights, str(ROOT / str(config)))
-        elif task == "det":
-            from cyclemlp_backbones.adapters.paddledet_deploy import det_export
-
-            model = det_export(weights, str(ROOT / str(config)), format=kind)
-        else:
-            model = network_export(weights, task)
+        model = _exportable(name, kind, folder)
         export(model, folder / kind, format=kind)
-        deployed = DeployedModel(folder / kind)
+        deployed = DeployedModel(folder / kind, threads=THREADS, onednn=runtime == "paddle-onednn")
         model.layer.eval()
 
         def feeds(batch: int, height: int, width: int) -> dict[str, np.ndarray]:
@@ -118,104 +144,72 @@ def measure_model(name: str, kind: str, rounds: int) -> dict[str, float]:
             outputs = model.layer(*(paddle.to_tensor(array) for array in arrays.values()))
             return [output.numpy() for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
 
-        differences = []
+        differences = {}
         for shape in DETECTOR_SHAPES if task == "det" else SHAPES:
             arrays = feeds(*shape)
-            pair = deployed.run(arrays), dygraph(arrays)
-            differences.append(_difference(*pair, unordered=model.nms is not None))
+            actual, expected = deployed.run(arrays), dygraph(arrays)
+            if not all(array.size for array in expected):
+                raise SystemExit(f"{name} finds nothing in {shape}, so nothing is compared")
+            differences["x".join(map(str, shape))] = difference(actual, expected, unordered=model.nms is not None)
         arrays = feeds(1, side, side)
         times = measure({"dygraph": lambda: dygraph(arrays), "deployed": lambda: deployed.run(arrays)}, rounds=rounds)
-        milliseconds = times["deployed"].minimum * 1e3
-        return {
-            "difference": max(differences),
-            "ms": milliseconds,
-            "ratio": milliseconds / (times["dygraph"].minimum * 1e3),
-            "side": side,
-        }
+        milliseconds = {key: times[key].minimum * 1e3 for key in times}
+        return {"differences": differences, "side": side, "milliseconds": milliseconds}
 
 
-def _miou(predicted: Path, data: Path, pairs: Sequence[Sequence[str]]) -> float:
-    from PIL import Image
-
-    confusion = np.zeros((CLASSES, CLASSES), np.int64)
-    for image, label in pairs:
-        truth = np.asarray(Image.open(data / label)).astype(np.int64)
-        classes = np.asarray(Image.open(predicted / f"{Path(image).stem}.png")).astype(np.int64)
-        counts = np.bincount((truth * CLASSES + classes)[truth < CLASSES], minlength=CLASSES**2)
-        confusion += counts.reshape(CLASSES, CLASSES)
-    hits = np.diag(confusion)
-    return float((hits / (confusion.sum(0) + confusion.sum(1) - hits)).mean())
-
-
-def measure_quantised(demo: Path) -> list[str]:
-    """mIoU over the demo's held-out scenes and latency of the float32 and the int8 models, by `cyclemlp`'s commands."""
-    from cyclemlp_backbones.cli import main
-    from cyclemlp_backbones.deploy.runtime import DeployedModel
-
-    data = demo / "data"
-    pairs = [line.split() for line in (data / "val.txt").read_text().splitlines()]
-    images, training = data / "images" / "val", data / "images" / "train"
-    static = ["--quantize", "static", "--calibration", str(training)]
-    variants = {"float32": [], "int8 dynamic": ["--quantize", "dynamic"], "int8 static": static}
-    models, accuracy, megabytes = {}, {}, {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, flags in variants.items():
-            folder, results = Path(scratch) / name.replace(" ", "_"), Path(scratch) / f"results {name}"
-            config = str(ROOT / "seg_configs/demo/semantic_fpn_cyclemlp_b0_digits.yml")
-            arguments = [str(demo / "model.pdparams"), str(folder), "--task", "seg", "--config", config]
-            predict = [str(folder), str(images), "--out", str(results), "--no-pictures"]
-            if main(["export", *arguments, "--format", "onnx", *flags]) or main(["predict", *predict]):
-                raise SystemExit(f"{name} failed; its error is above")
-            models[name] = DeployedModel(folder)
-            accuracy[name] = _miou(results / "masks", data, pairs)
-            megabytes[name] = (folder / "model.onnx").stat().st_size / 1e6
-        image = {"image": np.zeros((1, 3, 256, 256), np.float32)}
-        times = measure({name: (lambda model=model: model.run(image)) for name, model in models.items()})
-    lines = ["| SemanticFPN b0 of the demo | mIoU | file | 256 x 256 | of float32's |", "|---|---|---|---|---|"]
-    for name in models:
-        milliseconds, ratio = times[name].minimum * 1e3, times[name].minimum / times["float32"].minimum
-        lines.append(
-            f"| {name} | {accuracy[name]:.3f} | {megabytes[name]:.1f} MB | {milliseconds:.1f} ms | {ratio:.2f} |"
-        )
-    return lines
-
-
-def _row(name: str, kind: str, rounds: int, threads: int) -> str:
-    """A line of the table, measured in another process: PaddleDetection's configuration is one per process."""
-    if kind == "onnx" and name in WITHOUT_ONNX:
-        return f"| {name} | ONNX | not exported | | | | |"
-    command = [sys.executable, "-m", "benchmarks.deployment", "--model", name, "--kind", kind, "--rounds", str(rounds)]
-    environment = {**os.environ, **variables(threads)}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+def _row(name: str, runtime: str, rounds: int) -> dict[str, Any]:
+    """A row measured in another process: PaddleDetection's configuration is one per process, and runtimes crash."""
+    command = [sys.executable, "-m", "benchmarks.deployment", "--model", name, "--runtime", runtime]
+    run = subprocess.run(
+        [*command, "--rounds", str(rounds)], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
     rows = [line[4:] for line in run.stdout.splitlines() if line.startswith("ROW ")]
-    if not rows:
-        return f"| {name} | {kind} | failed: {run.stderr.strip().splitlines()[-1]} | | | | |"
-    row = json.loads(rows[0])
-    runtime = "Paddle, its predictor" if kind == "paddle" else "ONNX, ONNX Runtime"
-    equal = "yes" if row["difference"] < 1e-3 else "no"
-    latency = f"{row['ms']:.0f} ms at {row['side']:.0f}"
-    return f"| {name} | {runtime} | {row['difference']:.1e} | {equal} | {equal} | {latency} | {row['ratio']:.2f} |"
+    if rows:
+        return {"model": name, "runtime": runtime, **json.loads(rows[0])}
+    lines = [line.strip() for line in run.stderr.splitlines() if "Error" in line] or [f"exit status {run.returncode}"]
+    return {"model": name, "runtime": runtime, "failure": lines[-1][:160]}
 
 
-def main_program() -> None:
+def measure_all(rounds: int) -> dict[str, Any]:
+    import paddle
+
+    runtimes = [name for name in RUNTIMES if name != "onnx" or paddle.__version__.startswith("3.")]
+    pairs = [(name, runtime) for name in MODELS for runtime in runtimes]
+    pairs = [pair for pair in pairs if pair[1] != "onnx" or pair[0] not in WITHOUT_ONNX]
+    started, rows = time.monotonic(), []
+    for number, (name, runtime) in enumerate(pairs, 1):
+        rows.append(_row(name, runtime, rounds))
+        elapsed = time.monotonic() - started
+        left = elapsed / number * (len(pairs) - number)
+        what = rows[-1].get("failure") or "{deployed:.0f} ms, dygraph {dygraph:.0f} ms".format(
+            **rows[-1]["milliseconds"]
+        )
+        print(f"{number}/{len(pairs)} {name}, {runtime}: {what} ({elapsed:.0f} s, about {left:.0f} s left)", flush=True)
+    return {"machine": describe_machine(), "rounds": rounds, "seconds": round(time.monotonic() - started), "rows": rows}
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS)
-    parser.add_argument("--kind", choices=("paddle", "onnx"), default="paddle")
+    parser.add_argument("--model", choices=MODELS, help="this one alone, in this process; nothing is stored")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="paddle")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--demo", type=Path, metavar="DIR", help="output folder of `make demo`")
+    parser.add_argument("--demo", type=Path, metavar="DIR", default=DEMO, help="output of `make demo` (%(default)s)")
     args = parser.parse_args()
-    if args.demo:
-        print("\n".join(measure_quantised(args.demo)))
-    elif args.model:
-        print("ROW " + json.dumps(measure_model(args.model, args.kind, args.rounds)))
-    else:
-        print(json.dumps(describe_machine(), indent=1), file=sys.stderr)
-        print(HEADER + "\n|---|---|---|---|---|---|---|")
-        for name in MODELS:
-            for kind in ("paddle", "onnx"):
-                print(_row(name, kind, args.rounds, args.threads), flush=True)
+    start_again_with(variables(THREADS))
+    if args.model:
+        print("ROW " + json.dumps(measure_model(args.model, args.runtime, args.rounds)))
+        return
+    results = measure_all(args.rounds)
+    path = stored_file(results["machine"]["paddlepaddle"])
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if path == stored_file("3"):
+        if (args.demo / "model.pdparams").is_file():
+            command = [sys.executable, "-m", "benchmarks.quantised", "--demo", str(args.demo.resolve())]
+            subprocess.run(command, cwd=ROOT, env={**os.environ}, check=True)
+        else:
+            print(f"int8 is not measured: no {args.demo}/model.pdparams; `make demo` writes it")
+    write_document()
 
 
 if __name__ == "__main__":
-    main_program()
+    main()

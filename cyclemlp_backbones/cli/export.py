@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cyclemlp_backbones.deploy.images import find_images
 from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS
 
 
@@ -49,8 +50,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     _check(args)
-    from cyclemlp_backbones.deploy.export import export
+    from cyclemlp_backbones.deploy.export import check_folder, export
 
+    check_folder(args.out, args.force)
     if args.task == "seg":
         from cyclemlp_backbones.adapters.paddleseg_deploy import seg_export
 
@@ -99,3 +101,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--quantize takes --format onnx and the tasks cls, features and seg")
     if (args.quantize == "static") != (args.calibration is not None):
         raise ValueError("--quantize static and --calibration DIR go together")
+    if args.calibration is not None:
+        if not args.calibration.is_dir():
+            raise FileNotFoundError(f"no folder {args.calibration}; --calibration takes a folder of images")
+        find_images([args.calibration])

@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-model-pixels",
         type=int,
-        default=4096 * 4096,
-        help="refuse images that the model would take larger than this, without --tile, default %(default)s",
+        help="refuse images that the model would take larger than this; default 16777216, and fewer where a "
+        "segmentation model's classes make that more than 2 GiB",
     )
     return parser
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from cyclemlp_backbones.variants import VARIANTS
 
 OPSET = 17
 """The first in which LayerNormalization is one operator."""
+
+_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.onnx")
 
 IMAGE = InputSpec([None, 3, None, None], "float32", name="image")
 
@@ -68,8 +71,7 @@ def export(model: Exportable, folder: str | os.PathLike, *, format: str, overwri
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
     path = Path(folder)
-    _empty(path, overwrite)
-    path.mkdir(parents=True, exist_ok=True)
+    check_folder(path, overwrite)
     model.layer.eval()
     manifest = Manifest(
         task=model.task,
@@ -85,20 +87,29 @@ def export(model: Exportable, folder: str | os.PathLike, *, format: str, overwri
         nms=model.nms,
         versions={"cyclemlp-backbones": __version__, "paddle": paddle.__version__},
     )
-    if format == "paddle":
-        return write_manifest(path, manifest, _save_paddle(model, path))
-    return _save_onnx(model, manifest, path)
+    with tempfile.TemporaryDirectory() as scratch:
+        if format == "paddle":
+            files = _save_paddle(model, Path(scratch))
+        else:
+            manifest, files = _save_onnx(model, manifest, Path(scratch))
+        path.mkdir(parents=True, exist_ok=True)
+        for name in (*_FILES, FILE_NAME):  # only now that the new model is there
+            (path / name).unlink(missing_ok=True)
+        for name in files:
+            shutil.move(f"{scratch}/{name}", path / name)
+    return write_manifest(path, manifest, files)
 
 
-def _empty(folder: Path, overwrite: bool) -> None:
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """ValueError unless `folder` is new or empty, or holds an earlier export that may be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise ValueError(f"{folder} exists and is not empty; choose another folder, or overwrite it with --force")
     if not (folder / FILE_NAME).is_file():
         raise ValueError(f"{folder} holds something else than an exported model; it is not overwritten")
-    for name in ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "model.onnx", FILE_NAME):
-        (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -151,7 +162,8 @@ def _save_paddle(model: Exportable, folder: Path) -> list[str]:
     raise FileNotFoundError(f"paddle.jit.save wrote neither model.json nor model.pdmodel into {folder}")
 
 
-def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> Manifest:
+def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> tuple[Manifest, list[str]]:
+    """The manifest with the converter's version, and the name of the file written."""
     try:
         import onnx
         import paddle2onnx
@@ -159,21 +171,18 @@ def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> Manifest:
         raise ImportError(
             f'ONNX export fails to import: {error}; `pip install "cyclemlp-backbones[export]"`'
         ) from error
-    with tempfile.TemporaryDirectory() as scratch:
-        program, weights = _save_paddle(model, Path(scratch))
-        if program.endswith(".pdmodel"):
-            raise ValueError(
-                f"ONNX export needs Paddle 3, whose programs paddle2onnx reads; this is {paddle.__version__}"
-            )
-        try:
-            # Without save_file: with it, the default optimize_tool installs packages (numpy 2 among them) with pip.
-            converted = paddle2onnx.export(
-                f"{scratch}/{program}", f"{scratch}/{weights}", opset_version=OPSET, enable_onnx_checker=False
-            )
-        except UnboundLocalError as error:  # what paddle2onnx leaves after it has logged an operator it does not know
-            raise ValueError(
-                f"paddle2onnx {paddle2onnx.__version__} cannot convert {model.architecture}; its message above says why"
-            ) from error
+    program, weights = _save_paddle(model, folder)
+    if program.endswith(".pdmodel"):
+        raise ValueError(f"ONNX export needs Paddle 3, whose programs paddle2onnx reads; this is {paddle.__version__}")
+    try:
+        # Without save_file: with it, the default optimize_tool installs packages (numpy 2 among them) with pip.
+        converted = paddle2onnx.export(
+            str(folder / program), str(folder / weights), opset_version=OPSET, enable_onnx_checker=False
+        )
+    except UnboundLocalError as error:  # what paddle2onnx leaves after it has logged an operator it does not know
+        raise ValueError(
+            f"paddle2onnx {paddle2onnx.__version__} cannot convert {model.architecture}; its message above says why"
+        ) from error
     graph = onnx.load_from_string(converted)
     _name_outputs(graph, model)
     manifest = dataclasses.replace(
@@ -183,7 +192,7 @@ def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> Manifest:
     onnx.helper.set_model_props(graph, _metadata(manifest))
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(folder / "model.onnx"))
-    return write_manifest(folder, manifest, ["model.onnx"])
+    return manifest, ["model.onnx"]
 
 
 def _name_outputs(graph: Any, model: Exportable) -> None:

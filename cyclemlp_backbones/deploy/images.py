@@ -120,7 +120,10 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, *, most_pixels: in
         image = _centre(image, min(image.height, _LONGEST * min(original)), min(image.width, _LONGEST * min(original)))
     (height, width), scale = resized_shape((image.height, image.width), preprocessing)
     if height * width > most_pixels:
-        raise ValueError(f"the model takes it as {height} x {width}, more than --max-pixels {most_pixels}")
+        raise ValueError(
+            f"the model takes it as {width} x {height} pixels, more than --max-model-pixels {most_pixels}; "
+            "segmentation goes by parts with --tile"
+        )
     image = _resize(image, height, width, scale, preprocessing)
     if preprocessing.crop:
         image = _centre(image, preprocessing.crop, preprocessing.crop)
@@ -161,12 +164,14 @@ def _padded(size: int, preprocessing: Preprocessing) -> int:
 
 
 def batches_of_equal_shape(
-    items: Iterator[tuple[ImageFile, Image.Image, Prepared]], size: int
+    items: Iterator[tuple[ImageFile, Image.Image, Prepared]], size: int, *, most_pixels: int
 ) -> Iterator[list[tuple[ImageFile, Image.Image, Prepared]]]:
-    """Consecutive items whose arrays have one shape, at most `size` together."""
+    """Consecutive items whose arrays have one shape, at most `size` and, but for one alone, `most_pixels` together."""
     batch: list[tuple[ImageFile, Image.Image, Prepared]] = []
     for item in items:
-        if batch and (len(batch) == size or batch[0][2].array.shape != item[2].array.shape):
+        shape = item[2].array.shape
+        most = min(size, most_pixels // (shape[1] * shape[2]))
+        if batch and (len(batch) >= most or batch[0][2].array.shape != shape):
             yield batch
             batch = []
         batch.append(item)

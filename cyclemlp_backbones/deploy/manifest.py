@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ FILE_NAME = "cyclemlp.yml"
 FORMATS = ("paddle", "onnx")
 TASKS = ("cls", "features", "seg", "det")
 SCHEMA = 1
+_PROGRAM = {"paddle": ("the program", "its weights"), "onnx": ("the model",)}
 
 RESIZES = ("none", "short", "within", "exact")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -58,8 +61,12 @@ class Preprocessing:
             raise ValueError(
                 f"preprocessing.interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
-            raise ValueError(f"preprocessing takes three means and three deviations: {self.mean}, {self.std}")
+        if not all(self.std):
+            raise ValueError(f"preprocessing.std is {list(self.std)}; it takes three numbers other than 0")
+        for name in ("crop", "pad_to", "least"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"preprocessing.{name} is {value}; it takes 1 and more")
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,27 @@ def _fields(kind: Any, values: Any, what: str) -> dict[str, Any]:
         raise ValueError(
             f"{what} lacks {', '.join(needed) or 'nothing'}, has unknown {', '.join(unknown) or 'nothing'}"
         )
-    return {name: _tuple(value) for name, value in values.items()}
+    hints = typing.get_type_hints(kind)
+    arguments = {name: _tuple(value) for name, value in values.items()}
+    for name, value in arguments.items():
+        if hints[name] is not Preprocessing and not _fits(value, hints[name]):
+            raise ValueError(f"{name} of {what} is {values[name]!r}, which is no {known[name].type}")
+    return arguments
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from YAML is of a field's type."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is types.UnionType:
+        return any(_fits(value, part) for part in parts)
+    if kind is tuple:
+        parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind is not None:
+        return isinstance(value, kind) and all(_fits(key, parts[0]) and _fits(value[key], parts[1]) for key in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def _tuple(value: Any) -> Any:
@@ -173,13 +200,15 @@ def _tuple(value: Any) -> Any:
 def _manifest(values: Any) -> Manifest:
     if isinstance(values, Mapping) and values.get("schema", SCHEMA) != SCHEMA:
         raise ValueError(f"it is of schema {values['schema']}, this release reads {SCHEMA}")
-    arguments = _fields(Manifest, values, "it")
+    arguments = _fields(Manifest, values, "the manifest")
     arguments["preprocessing"] = Preprocessing(**_fields(Preprocessing, arguments["preprocessing"], "preprocessing"))
     manifest = Manifest(**arguments)
     if manifest.task not in TASKS:
         raise ValueError(f"task is {manifest.task!r}; choose from {', '.join(TASKS)}")
     if manifest.format not in FORMATS:
         raise ValueError(f"format is {manifest.format!r}; choose from {', '.join(FORMATS)}")
-    if not isinstance(manifest.files, Mapping) or not manifest.files:
-        raise ValueError("files is empty")
+    if len(manifest.files) != len(_PROGRAM[manifest.format]):
+        raise ValueError(f"files of the format {manifest.format} are {_PROGRAM[manifest.format]}: {[*manifest.files]}")
+    if manifest.task == "det" and len(manifest.category_ids) != len(manifest.classes):
+        raise ValueError(f"{len(manifest.category_ids)} category_ids for {len(manifest.classes)} classes")
     return manifest

@@ -18,7 +18,11 @@ _CROP_PCT = 0.9
 
 def read_class_names(path: str | os.PathLike, count: int) -> tuple[str, ...]:
     """The names in a text file, one a line, as many as there are classes; else a ValueError."""
-    names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != count:
         raise ValueError(f"{path} names {len(names)} classes; the model has {count}: give one name a line")
     return names

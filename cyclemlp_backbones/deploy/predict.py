@@ -32,6 +32,9 @@ from cyclemlp_backbones.deploy.tiling import check_tiling, segment_tiles
 from cyclemlp_backbones.pictures import UNREADABLE
 
 _LOG = logging.getLogger(__name__)
+_MODEL_PIXELS = 4096 * 4096
+_LOGITS = 2**29
+"""Numbers that a segmentation model may give for one batch: 2 GiB."""
 _MASK_PIXELS = 2_000_000
 """A detector gives every object a mask of the whole picture; beyond this size, one of the resized picture."""
 
@@ -47,7 +50,7 @@ class Options:
     score_threshold: float = 0.05
     draw_threshold: float = 0.5
     max_pixels: int = 250_000_000
-    max_model_pixels: int = 16_777_216
+    max_model_pixels: int | None = None
     pictures: bool = True
     coco_images: Path | None = None
 
@@ -59,11 +62,27 @@ class Options:
             if manifest.task != "seg":
                 raise ValueError(f"--tile is for segmentation; the model's task is {manifest.task}")
             check_tiling(self.tile, self.overlap)
+            if self.tile**2 > self.model_pixels(manifest):
+                raise ValueError(
+                    f"--tile is {self.tile}, its square more than --max-model-pixels {self.model_pixels(manifest)}"
+                )
         if self.coco_images is not None and manifest.task != "det":
             raise ValueError(f"--coco-images is for detection; the model's task is {manifest.task}")
         for name in ("batch_size", "top", "max_pixels", "max_model_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it takes 1 and more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it takes 1 and more")
+        for name in ("score_threshold", "draw_threshold"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it takes 0 to 1")
+
+    def model_pixels(self, manifest: Manifest) -> int:
+        """The largest batch, in pixels: `max_model_pixels`, else what keeps logits of many classes within memory."""
+        if self.max_model_pixels is not None:
+            return self.max_model_pixels
+        classes = len(manifest.classes) if manifest.task == "seg" else 1
+        return min(_MODEL_PIXELS, _LOGITS // max(1, classes))
 
 
 def predict_files(
@@ -80,6 +99,9 @@ def predict_files(
     """
     manifest = model.manifest
     options.check(manifest)
+    unknown = [file.path.name for file in files if image_ids is not None and file.path.name not in image_ids]
+    if unknown:
+        raise ValueError(f"the annotations of --coco-images lack {len(unknown)} images, {unknown[0]} first")
     writer: ClassWriter | MaskWriter | DetectionWriter
     if manifest.task == "cls":
         writer = ClassWriter(folder, manifest, top=options.top, pictures=options.pictures)
@@ -98,7 +120,9 @@ def predict_files(
         if options.tile is not None and isinstance(writer, MaskWriter):
             yield from _predict_tiled(model, files, writer, options)
             return
-        for batch in batches_of_equal_shape(_read(files, manifest, options, broken), options.batch_size):
+        items = _read(files, manifest, options, broken)
+        most = options.model_pixels(manifest)
+        for batch in batches_of_equal_shape(items, options.batch_size, most_pixels=most):
             for (file, image, _), result in zip(batch, _predict(model, [item[2] for item in batch], options)):
                 writer.write(file, image, result)
                 yield file, None
@@ -115,7 +139,7 @@ def _read(
     for file in files:
         try:
             image = read_rgb(file.path, most_pixels=options.max_pixels)
-            prepared = prepare(image, manifest.preprocessing, most_pixels=options.max_model_pixels)
+            prepared = prepare(image, manifest.preprocessing, most_pixels=options.model_pixels(manifest))
         except UNREADABLE as error:
             broken.append((file, _described(error)))
             continue

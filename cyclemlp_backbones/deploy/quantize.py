@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cyclemlp_backbones.deploy.images import find_images, prepare, read_rgb
+from cyclemlp_backbones.deploy.images import ImageFile, Prepared, find_images, prepare, read_rgb
 from cyclemlp_backbones.deploy.manifest import Manifest, Preprocessing, read_manifest, write_manifest
+from cyclemlp_backbones.pictures import UNREADABLE
 
+_LOG = logging.getLogger(__name__)
+
+MODES = ("dynamic", "static")
 CALIBRATION_IMAGES = 64
 _MOST_PIXELS = 4096 * 4096
 
@@ -22,11 +28,20 @@ def quantize(folder: Path, mode: str, *, calibration: Path | None = None) -> Man
 
     "dynamic" stores weights of matrix products in int8, and computes scales of activations at every run; "static" takes
     activations' scales from up to `CALIBRATION_IMAGES` images of the folder `calibration`, and quantises convolutions
-    too.
+    too. Raises ValueError for a folder of another kind and images that cannot be read, ImportError where ONNX Runtime's
+    tools do not import.
     """
-    import onnx
-    from onnxruntime import quantization
-
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; choose from {', '.join(MODES)}")
+    try:
+        import onnx
+        import onnxruntime
+        from onnxruntime import quantization
+    except (ImportError, AttributeError) as error:  # ml_dtypes made for another numpy fails with the latter
+        raise ImportError(
+            f"int8 needs ONNX Runtime's tools, which fail to import: {error}; "
+            '`pip install "cyclemlp-backbones[export]" "ml_dtypes<0.6"`'
+        ) from error
     manifest = read_manifest(folder)
     if manifest.format != "onnx" or manifest.quantization is not None:
         raise ValueError(
@@ -34,6 +49,7 @@ def quantize(folder: Path, mode: str, *, calibration: Path | None = None) -> Man
         )
     program = folder / "model.onnx"
     metadata = {entry.key: entry.value for entry in onnx.load(str(program)).metadata_props}
+    onnxruntime.set_default_logger_severity(3)  # its tools warn of every constant that they fold
     with tempfile.TemporaryDirectory() as scratch:
         quantised = Path(scratch) / "model.onnx"
         if mode == "dynamic":
@@ -41,7 +57,7 @@ def quantize(folder: Path, mode: str, *, calibration: Path | None = None) -> Man
                 str(program), str(quantised), per_channel=True, weight_type=quantization.QuantType.QInt8
             )
         elif calibration is None:
-            raise ValueError("static quantisation needs a folder of images to calibrate on")
+            raise ValueError("static quantisation needs a folder of images to calibrate on: --calibration DIR")
         else:
             prepared = Path(scratch) / "prepared.onnx"
             quantization.quant_pre_process(str(program), str(prepared), skip_symbolic_shape=True)
@@ -64,19 +80,25 @@ def quantize(folder: Path, mode: str, *, calibration: Path | None = None) -> Man
 def _reader(folder: Path, preprocessing: Preprocessing, name: str) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    files = find_images([folder])
-    chosen = files[:: max(1, len(files) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
-
-    def feeds() -> Iterator[dict[str, np.ndarray]]:
-        for file in chosen:
-            image = read_rgb(file.path, most_pixels=_MOST_PIXELS)
-            yield {name: prepare(image, preprocessing, most_pixels=_MOST_PIXELS).array[None]}
+    readable = _readable(find_images([folder]), preprocessing)
+    first = next(readable, None)
+    if first is None:
+        raise ValueError(f"no image of {folder} can be read; give a folder of images like those to predict")
+    images = itertools.islice(itertools.chain([first], readable), CALIBRATION_IMAGES)
 
     class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._feeds = feeds()
-
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._feeds, None)
+            prepared = next(images, None)
+            return None if prepared is None else {name: prepared.array[None]}
 
     return Reader()
+
+
+def _readable(files: Sequence[ImageFile], preprocessing: Preprocessing) -> Iterator[Prepared]:
+    """Images spread evenly over `files`, then, in the place of unreadable ones, the others."""
+    step = max(1, len(files) // CALIBRATION_IMAGES)
+    for file in itertools.chain.from_iterable(files[start::step] for start in range(step)):
+        try:
+            yield prepare(read_rgb(file.path, most_pixels=_MOST_PIXELS), preprocessing, most_pixels=_MOST_PIXELS)
+        except UNREADABLE as error:
+            _LOG.warning("calibration leaves out %s: %s", file.path, error)

@@ -144,11 +144,7 @@ class DetectionWriter(_Writer):
         (self.folder / "detections.json").write_text(json.dumps(self._results), encoding="utf-8")
 
     def _identity(self, file: ImageFile) -> int:
-        if self._ids is None:
-            return len(self._images) + 1
-        if file.path.name not in self._ids:
-            raise ValueError(f"the annotations of --coco-images have no file_name {file.path.name}")
-        return self._ids[file.path.name]
+        return len(self._images) + 1 if self._ids is None else self._ids[file.path.name]
 
     def _draw(self, image: Image.Image, found: Detections) -> Image.Image:
         picture = _smaller(image).copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,23 @@ class DeployedModel:
     in the order of `manifest.outputs`. N, H and W may change from call to call; H and W are 32 or more.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, threads: int | None = None):
-        """`threads` is the number of CPU threads; None: OMP_NUM_THREADS, else all. Raises ManifestError for a folder
-        that is damaged or not an export, ImportError if its runtime is not installed."""
+    def __init__(self, folder: str | os.PathLike, *, threads: int | None = None, onednn: bool | None = None):
+        """`threads` is the number of CPU threads; None: OMP_NUM_THREADS, else all. `onednn` switches oneDNN on or off
+        in Paddle's predictor; None: on where the model runs with it. Raises ManifestError for a folder that is damaged
+        or not an export, ImportError if its runtime is not installed."""
         path = Path(folder)
         self.folder = path
         self.manifest = read_manifest(path)
         threads = threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-        load = _load_onnx if self.manifest.format == "onnx" else _load_paddle
-        self._run = load(path, self.manifest, threads)
+        try:
+            if self.manifest.format == "onnx":
+                self._run = _load_onnx(path, self.manifest, threads)
+            else:
+                self._run = _load_paddle(path, self.manifest, threads, onednn)
+        except (ImportError, ManifestError):
+            raise
+        except Exception as error:  # the runtimes' own, of many kinds
+            raise ManifestError(f"{path} does not load: {error}; export the model again") from error
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         missing = [name for name in self.manifest.inputs if name not in feeds]
@@ -54,6 +62,8 @@ def _load_onnx(folder: Path, manifest: Manifest, threads: int) -> Run:
     options.log_severity_level = 3
     program = str(folder / next(iter(manifest.files)))
     session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    _check_names(folder, "inputs", manifest.inputs, [entry.name for entry in session.get_inputs()])
+    _check_names(folder, "outputs", manifest.outputs, [entry.name for entry in session.get_outputs()])
 
     def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return session.run(list(manifest.outputs), dict(feeds))
@@ -61,7 +71,12 @@ def _load_onnx(folder: Path, manifest: Manifest, threads: int) -> Run:
     return run
 
 
-def _load_paddle(folder: Path, manifest: Manifest, threads: int) -> Run:
+def _check_names(folder: Path, what: str, stated: Sequence[str], actual: Sequence[str]) -> None:
+    if set(stated) != set(actual):
+        raise ManifestError(f"{folder}: cyclemlp.yml states the {what} {[*stated]}, the model has {[*actual]}")
+
+
+def _load_paddle(folder: Path, manifest: Manifest, threads: int, onednn: bool | None) -> Run:
     try:
         import paddle
     except ImportError as error:
@@ -77,16 +92,23 @@ def _load_paddle(folder: Path, manifest: Manifest, threads: int) -> Run:
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
-    if paddle.__version__.startswith("2."):
-        config.enable_mkldnn()
-        config.set_mkldnn_op(_PADDLE2_ONEDNN)
-    elif manifest.task in ("seg", "det"):
+    paddle2 = paddle.__version__.startswith("2.")
+    if onednn is None:
         # The interpolations of necks and heads hold a list of scales that Paddle 3.3.1 cannot hand to oneDNN
         # (ConvertPirAttribute2RuntimeAttribute not support); neither its list of operators nor deleting the pass helps.
-        config.disable_onednn() if hasattr(config, "disable_onednn") else config.disable_mkldnn()
+        onednn = paddle2 or manifest.task not in ("seg", "det")
+    if not onednn:
+        config.disable_mkldnn()
+    else:
+        config.enable_mkldnn()
+        if paddle2:
+            config.set_mkldnn_op(_PADDLE2_ONEDNN)
     predictor = inference.create_predictor(config)
     names = predictor.get_input_names()
     outputs = predictor.get_output_names()
+    _check_names(folder, "inputs", manifest.inputs, names)
+    if len(outputs) != len(manifest.outputs):
+        raise ManifestError(f"{folder}: cyclemlp.yml states {len(manifest.outputs)} outputs, the model {len(outputs)}")
 
     def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         for name in names:

@@ -1,0 +1,112 @@
+"""Puts the stored measurements of exported models into docs/deployment.md. Measures nothing.
+
+python -m benchmarks.deployment_table
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.documents import Part
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "deployment.md"
+RESULTS = ROOT / "docs" / "results"
+QUANTISED = RESULTS / "quantised.json"
+TOLERANCE = 1e-4
+EQUALITY = Part("exported models", "make bench-deploy")
+INT8 = Part("int8 and bf16", "make demo bench-deploy")
+WITHOUT_ONNX = {
+    "UPerNet b1": "its adaptive pooling to 1, 2, 3 and 6 cells has no ONNX operator for open sizes",
+    "Mask R-CNN b1": "its proposals and its loop over the images of a batch have no ONNX form",
+}
+_RUNTIMES = {
+    "paddle-onednn": ("Paddle", "Paddle, oneDNN on"),
+    "paddle": ("Paddle", "Paddle, oneDNN off"),
+    "onnx": ("ONNX", "ONNX Runtime"),
+}
+_PACKAGES = ("paddlepaddle", "paddle2onnx", "onnxruntime", "paddleseg")
+
+
+def stored_file(paddle: str) -> Path:
+    """Where a run's results are stored: one file for Paddle 3, one for Paddle 2."""
+    return RESULTS / ("deployment_2.6.2.json" if paddle.startswith("2.") else "deployment.json")
+
+
+def describe(machine: dict[str, str]) -> str:
+    packages = ", ".join(f"{name} {machine[name]}" for name in _PACKAGES if name in machine)
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, Python {machine['python']}, {packages}, "
+        f"{machine['date']}, commit {machine['commit']}"
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    format, runtime = _RUNTIMES[row["runtime"]]
+    start = f"| {row['model']} | {format} | {runtime} |"
+    if "failure" in row:
+        return f"{start} does not run: {row['failure'].replace('|', '/')} | | | | | |"
+    equal = {shape: value <= TOLERANCE for shape, value in row["differences"].items()}
+    largest = max(row["differences"].values())
+    cells = [
+        f"{'yes' if all(equal.values()) else '**no**'} ({largest:.0e})",
+        "yes" if all(value for shape, value in equal.items() if shape.startswith("3x")) else "**no**",
+        "yes" if all(equal.values()) else "**no**",
+        f"{row['milliseconds']['deployed']:.0f} ms at {row['side']}",
+        f"{row['milliseconds']['dygraph']:.0f} ms",
+        f"{row['milliseconds']['deployed'] / row['milliseconds']['dygraph']:.2f}",
+    ]
+    return f"{start} {' | '.join(cells)} |"
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line a model, format and runtime, and what the figures were measured on."""
+    header = ("model", "format", "runtime", "equal (largest difference)", "dynamic batch", "dynamic size")
+    lines = [f"| {' | '.join(header)} | latency | dygraph | of dygraph's |", "|---" * 9 + "|"]
+    with_onnx = any(row["runtime"] == "onnx" for row in results["rows"])
+    rows = results["rows"]
+    for index, row in enumerate(rows):
+        lines.append(_line(row))
+        last = index + 1 == len(rows) or rows[index + 1]["model"] != row["model"]
+        if with_onnx and last and row["model"] in WITHOUT_ONNX:
+            lines.append(f"| {row['model']} | ONNX | | not exported: {WITHOUT_ONNX[row['model']]} | | | | | |")
+    lines += ["", f"{describe(results['machine'])}; {results['rounds']} rounds in turns, {results['seconds']} s."]
+    return "\n".join(lines)
+
+
+def quantised_table(results: dict[str, Any]) -> str:
+    """int8 and bf16 beside float32."""
+    side, first = results["side"], results["int8"][0]
+    lines = [f"| SemanticFPN {results['variant']} of the demo | mIoU | file | {side} x {side} | of float32's time |"]
+    lines.append("|---" * 5 + "|")
+    for row in results["int8"]:
+        ratio = row["milliseconds"] / first["milliseconds"]
+        figures = f"{row['miou']:.3f} | {row['megabytes']:.1f} MB | {row['milliseconds']:.1f} ms | {ratio:.2f}"
+        lines.append(f"| {row['name']} | {figures} |")
+    bf16 = results["bf16"]
+    lines += ["", "| classifier b1, Paddle, oneDNN on | largest difference of logits | 224 x 224 | of float32's time |"]
+    lines += ["|---" * 4 + "|", f"| float32 | | {bf16['float32']:.1f} ms | 1.00 |"]
+    ratio = bf16["bf16"] / bf16["float32"]
+    lines.append(f"| bf16 | {bf16['difference']:.1%} of the largest | {bf16['bf16']:.1f} ms | {ratio:.2f} |")
+    return "\n".join([*lines, "", f"{describe(results['machine'])}."])
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def equality_part() -> str:
+    tables = [table(read(path)) for path in (stored_file("3"), stored_file("2.6.2")) if path.is_file()]
+    return "\n\n".join(tables)
+
+
+def write_document() -> None:
+    EQUALITY.write(DOCUMENT, equality_part())
+    if QUANTISED.is_file():
+        INT8.write(DOCUMENT, quantised_table(read(QUANTISED)))
+
+
+if __name__ == "__main__":
+    write_document()
