@@ -62,7 +62,7 @@ def _reading_speed(config: Config, steps: int) -> float:
     epochs = -(-(WARM_UP + steps) // (len(samples) // batch))
     plan = Plan(len(samples), epochs, batch, repeats=data.repeats, seed=config.run.seed)
     dataset = TrainDataset(samples, TrainTransform(config.augment, data), seed=config.run.seed)
-    loader = iter(train_loader(dataset, plan, rank=0, first_step=0, workers=data.workers))
+    loader = train_loader(dataset, plan, rank=0, first_step=0, workers=data.workers)
     for _ in range(WARM_UP):
         next(loader)
     since = time.perf_counter()

@@ -19,6 +19,9 @@ from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 NO_LABEL = -1
+NO_PICTURE = 2
+"""Of `broken`: neither the image nor those after it could be read."""
+_TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class TrainDataset(paddle.io.Dataset):
     """Key (epoch, index, repetition) -> (image float32 [3, S, S], label, index, broken).
 
     What a key gives depends on nothing but the key and the seed. An unreadable image is replaced by the next one of the
-    list, and `broken` is 1.
+    list, and `broken` is 1. It is NO_PICTURE, with zeros as image, where a hundred in a row cannot be read: an error
+    in a worker would not reach the user as such.
     """
 
     def __init__(self, samples: Samples, transform: TrainTransform, *, seed: int):
@@ -137,7 +141,7 @@ class TrainDataset(paddle.io.Dataset):
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.int64, np.int64, np.int64]:
         epoch, index, repetition = key
         rng = generator(self.seed, SAMPLE, epoch, index, repetition)
-        for tried in range(len(self.samples)):
+        for tried in range(min(_TRIES, len(self.samples))):
             chosen = (index + tried) % len(self.samples)
             try:
                 image = read_rgb(self.samples.path(chosen))
@@ -145,7 +149,8 @@ class TrainDataset(paddle.io.Dataset):
                 continue
             array = self.transform(image, rng)
             return array, np.int64(self.samples.labels[chosen]), np.int64(index), np.int64(tried > 0)
-        raise ValueError(f"no image of {self.samples.root} can be read; is it the right folder?")
+        zeros = np.zeros((3, self.transform.size, self.transform.size), np.float32)
+        return zeros, np.int64(self.samples.labels[index]), np.int64(index), np.int64(NO_PICTURE)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -186,10 +191,20 @@ class _Batches(paddle.io.BatchSampler):
 
 def train_loader(
     dataset: TrainDataset, plan: Plan, *, rank: int, first_step: int, workers: int
-) -> paddle.io.DataLoader:
-    """The forwards of process `rank` from `first_step` to the end of the run; the workers are started once."""
+) -> Iterator[list[paddle.Tensor]]:
+    """The forwards of process `rank` from `first_step` to the end of the run; the workers are started once.
+
+    ValueError where so many images in a row cannot be read that the folder must be the wrong one.
+    """
     forwards = (plan.total_steps - first_step) * plan.accumulate
-    return _loader(dataset, _Batches(plan.forwards(first_step, rank), forwards), workers)
+    for batch in _loader(dataset, _Batches(plan.forwards(first_step, rank), forwards), workers):
+        lost = batch[2].numpy()[batch[3].numpy() == NO_PICTURE]
+        if lost.size:
+            raise ValueError(
+                f"{dataset.samples.path(int(lost[0]))} cannot be read, nor can the images after it in the list; "
+                "is data.train_images the right folder?"
+            )
+        yield batch
 
 
 def eval_loader(

@@ -157,12 +157,12 @@ class Trainer:
             meter.pause(time.perf_counter() - paused)
         return self._finish(time.perf_counter() - started)
 
-    def _forwards(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def _forwards(self) -> Iterator[list[Tensor]]:
         if self.step >= self.plan.total_steps:
             return iter(())
         dataset = TrainDataset(self.samples, self.transform, seed=self.config.run.seed)
         workers = self.config.data.workers
-        return iter(train_loader(dataset, self.plan, rank=self.world.rank, first_step=self.step, workers=workers))
+        return train_loader(dataset, self.plan, rank=self.world.rank, first_step=self.step, workers=workers)
 
     def _train_step(self, batches: list[Any], lr: float) -> dict[str, float]:
         """One optimizer step over the forwards in `batches`; its losses, averaged over all processes."""

@@ -94,6 +94,17 @@ def test_a_broken_image_is_replaced_counted_and_at_last_an_error(tmp_path):
         count.check()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_wrong_folder_is_named_also_by_workers(digits, tmp_path, workers):
+    samples = replace(read_list(digits / "train", digits / "train.txt", num_classes=10), root=tmp_path)
+    loader = train_loader(
+        TrainDataset(samples, TrainTransform(AugmentConfig(), DATA), seed=0),
+        Plan(40, 1, 4), rank=0, first_step=0, workers=workers,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*cannot be read.*is data.train_images the right folder"):
+        next(loader)
+
+
 def test_processes_share_the_evaluation_list_without_a_sample_twice(digits):
     samples = read_list(digits / "val", digits / "val.txt", num_classes=10)
     evaluated = EvalDataset(samples, EvalTransform(DATA, crop_pct=0.9))
