@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench-distill bench-deploy compare-backbones test test-paddleclas lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -24,6 +24,9 @@ help:
 	@echo "make demo-cls     pretrain with and without a teacher, then segment with and without the weights"
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
+	@echo "make bench        every figure of the README's table of speed, ten minutes and more; stores and shows them"
+	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
+	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
 	@echo "make bench-deploy    exported models against dygraph: the table of docs/deployment.md"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove .venv and output"
@@ -50,6 +53,25 @@ demo-cls: .venv/installed
 
 bench-deploy: .venv/installed
 	.venv/bin/python -m benchmarks.deployment
+
+bench: .venv/installed .venv-timm/installed
+	.venv/bin/python -m benchmarks
+	.venv/bin/python -m benchmarks.latency --json docs/results/latency.json
+	.venv/bin/python -m benchmarks.bounds
+	.venv/bin/python -m benchmarks.report
+
+bench-smoke: .venv/installed
+	.venv/bin/python -m benchmarks.smoke
+
+# From its own index PyTorch's build for CPUs is 0.2 GB, from PyPI one for GPUs of several:
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make bench-timm
+.venv-timm/installed: Makefile
+	$(or $(PYTHON),python3) -m venv --clear .venv-timm
+	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 timm==1.0.31
+	@touch $@
+
+bench-timm: .venv/installed .venv-timm/installed
+	.venv/bin/python -m benchmarks.pipeline
 
 bench-distill: .venv/installed
 	.venv/bin/python demo/cls.py --bench --out output/bench-distill
@@ -79,4 +101,4 @@ lint: .venv/installed
 	.venv/bin/mypy
 
 clean:
-	rm -rf .venv .venv-paddleclas output
+	rm -rf .venv .venv-paddleclas .venv-timm output

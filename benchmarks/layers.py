@@ -6,6 +6,7 @@ python -m benchmarks.layers [--rounds 9]
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.group import run_group
 from benchmarks.rows import CHANNELS, Figure, Figures, Progress
@@ -44,8 +45,7 @@ def layer_calls(channels: int, *, backward: bool) -> dict[str, Callable[[], obje
         for tensor in (x, *parameters[name]):
             tensor.clear_gradient(False)
 
-    call = both if backward else forward
-    return {name: (lambda name=name: call(name)) for name in layers}
+    return {name: partial(both if backward else forward, name) for name in layers}
 
 
 def figures(rounds: int, progress: Progress) -> Figures:

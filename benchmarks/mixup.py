@@ -25,7 +25,9 @@ def figures(rounds: int, progress: Progress) -> Figures:
     batch, _, height, width = SHAPE
     mixes = {}
     for name, config in (("mixup", MixConfig(cutmix=0.0, mode="pair")), ("cutmix", MixConfig(mixup=0.0, mode="pair"))):
-        mixes[name] = draw_mix(batch, height, width, config, np.random.default_rng(0))
+        mix = draw_mix(batch, height, width, config, np.random.default_rng(0))
+        assert mix is not None  # None is for a configuration that mixes nothing
+        mixes[name] = mix
     times = measure(
         {
             "copy": images.clone,

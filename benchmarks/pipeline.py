@@ -19,7 +19,7 @@ from benchmarks.rows import Figure, Figures, Progress
 from cyclemlp_backbones.benchmark import ROUNDS, Ratio, Timing
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMM_PYTHON = Path(os.environ.get("TIMM_PYTHON", ROOT / ".venv" / "timm" / "bin" / "python"))
+TIMM_PYTHON = Path(os.environ.get("TIMM_PYTHON", ROOT / ".venv-timm" / "bin" / "python"))
 MISSING = "timm not measured: `make bench-timm` sets up its environment"
 
 
@@ -27,8 +27,9 @@ class Worker:
     """A process that says what it is, and then, for every seed, how many seconds it takes for the files."""
 
     def __init__(self, command: Sequence[str | Path]):
+        self._command = [str(part) for part in command]
         self._process = subprocess.Popen(
-            [str(part) for part in command],
+            self._command,
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
@@ -41,7 +42,7 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args))[:80]} … has ended, see its message above")
+            raise RuntimeError(f"{' '.join(self._command)[:80]} … has ended, see its message above")
         return line.strip()
 
     def seconds(self, seed: int) -> float:

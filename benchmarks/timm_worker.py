@@ -1,6 +1,6 @@
 """timm's training transform on given files, for an environment of its own. Reads a seed a line, answers with seconds.
 
-.venv/timm/bin/python benchmarks/timm_worker.py FILES…
+.venv-timm/bin/python benchmarks/timm_worker.py FILES…
 """
 
 from __future__ import annotations

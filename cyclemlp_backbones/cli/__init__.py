@@ -18,6 +18,7 @@ COMMANDS = {
     "seg": "train, val, predict, export with PaddleSeg",
     "det": "train, eval, infer, export with PaddleDetection",
     "export": "a trained model as a folder that other programs run: Paddle's inference format or ONNX",
+    "benchmark": "time one size on this machine, beside another network",
     "predict": "run an exported model on images: classes, masks, boxes",
 }
 

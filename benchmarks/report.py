@@ -1,0 +1,106 @@
+"""Puts the stored figures into the README, and draws latency over accuracy. Measures nothing.
+
+python -m benchmarks.report
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.documents import Part
+from benchmarks.latency import LATENCIES, OURS
+from benchmarks.results import STORED, Results
+from benchmarks.rows import ROWS, Figure, Row
+
+README = STORED.parent.parent.parent / "README.md"
+PICTURE = STORED.with_name("latency.png")
+PART = Part("speed", "make bench")
+
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "onnxruntime")
+
+
+def describe(machine: dict[str, str], rounds: int) -> str:
+    packages = ", ".join(f"{name} {machine[name]}" for name in _PACKAGES if name in machine)
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, {packages}, {machine['date']}, "
+        f"{rounds} rounds in turns, commit {machine['commit']}"
+    )
+
+
+def _number(value: float, row: Row) -> str:
+    return f"{value:.2f}{' s' if row.unit == 's' else ''}"
+
+
+def _line(row: Row, figure: Figure) -> str:
+    aim = "" if row.aim is None else _number(row.aim, row)
+    cells = [row.what, _number(row.must, row), aim]
+    if not figure.measured:
+        return f"| {' | '.join(cells)} | not measured | | {figure.note} |"
+    reached = {"aim": "aim", "must": "must", "no": "missed"}[row.reached(figure.minima)]
+    cells += [f"**{_number(figure.minima, row)}**", _number(figure.medians, row), reached]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(results: Results) -> str:
+    """The README's part: every row with its targets and its figure, and what they were measured on."""
+    lines = ["| ratio of times, less is better but for the pipeline | must | aim | best rounds | medians | reached |"]
+    lines.append("|---" * 6 + "|")
+    lines += [_line(row, results[row.key]) for row in ROWS]
+    lines += ["", f"{describe(results.machine, results.rounds)}.", "GPU: not measured, none was at hand."]
+    return "\n".join(lines)
+
+
+def draw(latencies: dict[str, Any], path: Path) -> None:
+    """Accuracy over latency, one line a series, the papers' accuracies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.8), dpi=120)
+    points = latencies["points"]
+    for number, series in enumerate(dict.fromkeys(point["series"] for point in points)):
+        own = [point for point in points if point["series"] == series]
+        x, y = [point["ms"] for point in own], [point["top1"] for point in own]
+        width = 2.5 if series == OURS else 1.2
+        label = f"{series} (top-1: {own[0]['paper']})"
+        axes.plot(x, y, marker="o", linewidth=width, markersize=2.5 * width, color=f"C{number}", label=label)
+        below = series != OURS
+        for point in own:
+            offset = (5, -13) if below else (-5, 7)
+            axes.annotate(
+                point["name"],
+                (point["ms"], point["top1"]),
+                offset,
+                textcoords="offset points",
+                ha="left" if below else "right",
+                fontsize=8,
+                color=f"C{number}",
+            )
+    axes.set_xscale("log")
+    ticks = [tick for tick in (20, 50, 100, 200, 500, 1000, 2000) if tick < 1.5 * max(point["ms"] for point in points)]
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.minorticks_off()
+    machine = latencies["machine"]
+    axes.set_xlabel(f"ms a forward, batch 1, 224 px, fp32, dygraph, {machine['threads']} CPU threads; less is better")
+    axes.set_ylabel("ImageNet-1k top-1, percent, by the papers")
+    axes.margins(x=0.12, y=0.12)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    PART.write(README, table(Results.read(STORED)))
+    draw(json.loads(LATENCIES.read_text(encoding="utf-8")), PICTURE)
+    print(f"{README} and {PICTURE} show {STORED.name} and {LATENCIES.name}")
+
+
+if __name__ == "__main__":
+    main()
