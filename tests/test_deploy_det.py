@@ -5,6 +5,7 @@ import json
 import numpy as np
 import paddle
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
 from cyclemlp_backbones.deploy.predict import suppress
@@ -43,6 +44,8 @@ def predict(folder, detector, kind):
     if not weights.exists():
         in_process(save_random, config, weights)
     out = folder / detector / kind
+    if out.exists():
+        return json.loads((folder / detector / f"results-{kind}" / "detections.json").read_text())
     flags = ["--task", "det", "--config", config, "--format", kind]
     status, output = cyclemlp("export", weights, out, *flags, cwd=folder)
     assert status == 0, output
@@ -77,6 +80,36 @@ def test_mask_rcnn_writes_masks_of_the_pictures_size(folder):
     found = predict(folder, "mask_rcnn", "paddle")
     assert found
     assert {tuple(entry["segmentation"]["size"]) for entry in found} == {(64, 64)}
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
+def test_a_dot_a_strip_and_a_broken_image_are_done_or_named(folder, tmp_path, detector):
+    predict(folder, detector, "paddle")
+    for name, size in {"dot": (1, 1), "strip": (20_000, 30)}.items():
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    model = folder / detector / "paddle"
+    status, output = cyclemlp("predict", model, tmp_path, "--out", tmp_path / "out", cwd=folder)
+    assert status == 1
+    assert "broken.png" in output
+    assert "wrote the results of 2 images" in output
+    described = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [(entry["width"], entry["height"]) for entry in described["images"]] == [(1, 1), (20_000, 30)]
+    for entry in json.loads((tmp_path / "out" / "detections.json").read_text()):
+        x, y, width, height = entry["bbox"]
+        limits = described["images"][entry["image_id"] - 1]
+        assert 0 <= x <= x + width <= limits["width"] + 0.01
+        assert 0 <= y <= y + height <= limits["height"] + 0.01
+
+
+def test_images_that_the_annotations_lack_are_named_before_any_is_done(folder, tmp_path):
+    predict(folder, "retinanet", "paddle")
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    flags = ["--out", tmp_path / "out", "--coco-images", folder / "annotations" / "instances_val.json"]
+    status, output = cyclemlp("predict", folder / "retinanet" / "paddle", tmp_path, *flags, cwd=folder)
+    assert status == 1
+    assert "lack 1 images, other.png first" in output
+    assert not (tmp_path / "out").exists()
 
 
 def test_suppression_keeps_the_best_of_overlapping_boxes():

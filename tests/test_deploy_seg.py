@@ -77,6 +77,15 @@ def test_upernet_equals_dygraph_at_any_size(tmp_path):
     assert_equal_at_any_size(network, tmp_path / "paddle")
 
 
+def test_what_onnx_cannot_say_is_an_error_that_names_it(tmp_path, capsys):
+    if not ONNX:
+        return
+    _, config = build(tmp_path, UPERNET)
+    assert export(tmp_path, config, "onnx") == 1
+    assert "pd_op.pool2d] Adaptive only support static input shape" in capsys.readouterr().err
+    assert not (tmp_path / "onnx").exists()
+
+
 def test_the_configurations_preprocessing_is_exported(semantic_fpn):
     manifest = yaml.safe_load((semantic_fpn[1] / "paddle" / "cyclemlp.yml").read_text())
     assert manifest["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
@@ -106,6 +115,19 @@ def test_masks_are_the_networks_classes_with_and_without_tiles(semantic_fpn, tmp
     tiled = ["--out", str(tmp_path / "tiled"), "--tile", "96", "--overlap", "16"]
     assert main(["predict", str(folder / kind), images[0], *tiled]) == 0
     assert (np.asarray(Image.open(tmp_path / "tiled" / "masks" / "one.png")) == np.asarray(mask)).mean() > 0.999
+
+
+def test_a_strip_goes_by_tiles_in_any_format(semantic_fpn, tmp_path):
+    _, folder = semantic_fpn
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (30, 20_000, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    masks = []
+    for kind in FORMATS:
+        flags = ["--out", str(tmp_path / kind), "--tile", "512", "--overlap", "64"]
+        assert main(["predict", str(folder / kind), str(tmp_path / "a.png"), *flags]) == 0
+        masks.append(np.asarray(Image.open(tmp_path / kind / "masks" / "a.png")))
+        assert masks[-1].shape == (30, 20_000)
+        assert Image.open(tmp_path / kind / "overlays" / "a.jpg").size == (2048, 3)
+    assert (masks[0] == masks[-1]).mean() > 0.999
 
 
 def test_an_onnx_file_says_by_itself_what_it_takes(semantic_fpn):

@@ -8,6 +8,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,16 +176,7 @@ def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> tuple[Man
     program, weights = _save_paddle(model, folder)
     if program.endswith(".pdmodel"):
         raise ValueError(f"ONNX export needs Paddle 3, whose programs paddle2onnx reads; this is {paddle.__version__}")
-    try:
-        # Without save_file: with it, the default optimize_tool installs packages (numpy 2 among them) with pip.
-        converted = paddle2onnx.export(
-            str(folder / program), str(folder / weights), opset_version=OPSET, enable_onnx_checker=False
-        )
-    except UnboundLocalError as error:  # what paddle2onnx leaves after it has logged an operator it does not know
-        raise ValueError(
-            f"paddle2onnx {paddle2onnx.__version__} cannot convert {model.architecture}; its message above says why"
-        ) from error
-    graph = onnx.load_from_string(converted)
+    graph = onnx.load_from_string(_convert(folder, program, weights, model.architecture))
     _name_outputs(graph, model)
     manifest = dataclasses.replace(
         manifest,
@@ -193,6 +186,29 @@ def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> tuple[Man
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(folder / "model.onnx"))
     return manifest, ["model.onnx"]
+
+
+def _convert(folder: Path, program: str, weights: str, architecture: str) -> bytes:
+    """The ONNX model of a Paddle program, by paddle2onnx in a process of its own: it aborts where it cannot.
+
+    Without save_file: with it, the default optimize_tool installs packages (numpy 2 among them) with pip.
+    """
+    code = (
+        "import sys, paddle2onnx; program, weights, target, opset = sys.argv[1:];"
+        "model = paddle2onnx.export(program, weights, opset_version=int(opset), enable_onnx_checker=False);"
+        "open(target, 'wb').write(model)"
+    )
+    target = folder / "converted.onnx"
+    arguments = [folder / program, folder / weights, target, OPSET]
+    run = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    if run.returncode or not target.is_file():
+        lines = (run.stdout + run.stderr).splitlines()
+        reasons = [line.split("]", 2)[-1].strip() for line in lines if "[ERROR]" in line or "not supported" in line]
+        raise ValueError(
+            f"paddle2onnx cannot convert {architecture}; export it with --format paddle. It says: "
+            + (" ".join(reasons) or lines[-1] if lines else f"exit status {run.returncode}")
+        )
+    return target.read_bytes()
 
 
 def _name_outputs(graph: Any, model: Exportable) -> None:

@@ -51,16 +51,16 @@ def quantize(folder: Path, mode: str, *, calibration: Path | None = None) -> Man
     metadata = {entry.key: entry.value for entry in onnx.load(str(program)).metadata_props}
     onnxruntime.set_default_logger_severity(3)  # its tools warn of every constant that they fold
     with tempfile.TemporaryDirectory() as scratch:
-        quantised = Path(scratch) / "model.onnx"
+        prepared, quantised = Path(scratch) / "prepared.onnx", Path(scratch) / "model.onnx"
+        # Weights are rearranged within the graph; only those that this folds into constants become int8.
+        quantization.quant_pre_process(str(program), str(prepared), skip_symbolic_shape=True)
         if mode == "dynamic":
             quantization.quantize_dynamic(
-                str(program), str(quantised), per_channel=True, weight_type=quantization.QuantType.QInt8
+                str(prepared), str(quantised), per_channel=True, weight_type=quantization.QuantType.QInt8
             )
         elif calibration is None:
             raise ValueError("static quantisation needs a folder of images to calibrate on: --calibration DIR")
         else:
-            prepared = Path(scratch) / "prepared.onnx"
-            quantization.quant_pre_process(str(program), str(prepared), skip_symbolic_shape=True)
             quantization.quantize_static(
                 str(prepared),
                 str(quantised),

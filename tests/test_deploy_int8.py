@@ -1,0 +1,124 @@
+"""int8 classifiers: they decide as float32 does, are smaller, and take any batch and size as before."""
+
+import shutil
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+from cyclemlp_backbones import build_classifier
+from cyclemlp_backbones.cli import main
+from cyclemlp_backbones.deploy.images import prepare
+from cyclemlp_backbones.deploy.manifest import read_manifest
+from cyclemlp_backbones.deploy.quantize import quantize
+from cyclemlp_backbones.deploy.runtime import DeployedModel
+
+# paddle2onnx reads Paddle 3's programs only: without it there is nothing to quantise, and --quantize is refused.
+ONNX = paddle.__version__.startswith("3.")
+MODES = ("dynamic", "static")
+
+
+def picture(number):
+    """Blobs of colour, other ones for each number."""
+    pixels = np.random.RandomState(number).randint(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((80, 72), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8")
+    paddle.seed(0)
+    network = build_classifier("b0", num_classes=4)
+    for parameter in network.parameters():  # the initial weights give logits too small to tell classes apart
+        if len(parameter.shape) > 1:
+            parameter.set_value(parameter * 3)
+    paddle.save(network.state_dict(), str(folder / "b0.pdparams"))
+    (folder / "images").mkdir()
+    for number in range(100, 112):
+        picture(number).save(folder / "images" / f"{number}.png")
+    (folder / "images" / "broken.png").write_bytes(b"no picture")
+    if ONNX:
+        assert export(folder, "float32") == 0
+        for mode in MODES:
+            shutil.copytree(folder / "float32", folder / mode)
+            quantize(folder / mode, mode, calibration=folder / "images" if mode == "static" else None)
+    return folder
+
+
+def export(folder, name, *flags):
+    arguments = [str(folder / "b0.pdparams"), str(folder / name), "--task", "cls", "--format", "onnx", "--size", "64"]
+    return main(["export", *arguments, *flags])
+
+
+def logits(model, batch):
+    return model.run({"image": batch})[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_decides_as_float32_does(folder, mode):
+    if not ONNX:
+        return
+    exact, quantised = DeployedModel(folder / "float32"), DeployedModel(folder / mode)
+    preprocessing = exact.manifest.preprocessing
+    batch = np.stack([prepare(picture(n), preprocessing, most_pixels=10**6).array for n in range(40)])
+    expected, actual = logits(exact, batch), logits(quantised, batch)
+    assert len(set(expected.argmax(axis=1).tolist())) == 4
+    assert (expected.argmax(axis=1) == actual.argmax(axis=1)).mean() > 0.9
+    spread = [(array - array.mean(axis=0)).ravel() for array in (expected, actual)]
+    assert np.corrcoef(*spread)[0, 1] > 0.99
+    assert np.abs(actual - expected).max() > 0  # it is another model
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_batch_and_size_stay_open(folder, mode):
+    if not ONNX:
+        return
+    exact, quantised = DeployedModel(folder / "float32"), DeployedModel(folder / mode)
+    for shape in ((3, 3, 96, 64), (1, 3, 97, 131), (2, 3, 33, 45)):
+        image = np.random.RandomState(0).standard_normal(shape).astype(np.float32)
+        expected, actual = logits(exact, image), logits(quantised, image)
+        assert actual.shape == expected.shape
+        assert np.abs(actual - expected).max() < 0.5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_file_is_a_quarter_and_says_what_it_is(folder, mode):
+    if not ONNX:
+        return
+    import onnx
+
+    sizes = [(folder / name / "model.onnx").stat().st_size for name in (mode, "float32")]
+    assert sizes[0] < 0.35 * sizes[1]
+    kept, now = (
+        {entry.key: entry.value for entry in onnx.load(str(folder / name / "model.onnx")).metadata_props}
+        for name in ("float32", mode)
+    )
+    assert now == {**kept, "quantization": f"int8 {mode}"}
+    exact, quantised = read_manifest(folder / "float32"), read_manifest(folder / mode)
+    assert quantised.quantization == f"int8 {mode}"
+    assert (quantised.classes, quantised.preprocessing) == (exact.classes, exact.preprocessing)
+    with pytest.raises(ValueError, match="float32 ONNX can be quantised"):
+        quantize(folder / mode, "dynamic")
+
+
+def test_what_cannot_be_calibrated_on_is_refused_before_anything_is_written(folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for calibration, named in (("missing", "--calibration"), ("empty", "no image")):
+        assert export(folder, "refused", "--quantize", "static", "--calibration", str(tmp_path / calibration)) == 1
+        assert named in capsys.readouterr().err
+    assert export(folder, "refused", "--quantize", "static") == 1
+    assert "--calibration DIR" in capsys.readouterr().err
+    assert not (folder / "refused").exists()
+
+
+def test_a_folder_of_unreadable_images_calibrates_nothing(folder, tmp_path):
+    if not ONNX:
+        return
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"no picture")
+    copy = tmp_path / "model"
+    shutil.copytree(folder / "float32", copy)
+    with pytest.raises(ValueError, match=r"no image of .+ can be read"):
+        quantize(copy, "static", calibration=tmp_path / "images")
+    DeployedModel(copy)  # it is as before
