@@ -66,6 +66,8 @@ class Lengths:
 
 SMOKE = Lengths(3200, 100, 1, 1, 30, 200, least=15.0, least_gain=-1.0)
 BENCH = replace(Lengths(), train=12800, student_epochs=1)
+BENCH_CHANGES = {"data__batch_size": 32, "optimizer__lr_batch": 32, "augment__policy": None}
+"""Of the configuration: a single epoch gets more steps from smaller batches, and nothing yet from augmentation."""
 
 
 def settings(out: Path, data: Path, seed: int, **changes: Any) -> Config:
@@ -120,9 +122,12 @@ def train_student(config: Config) -> float:
     return float(Trainer(config).run()["last"]["top1"])
 
 
-def train_pair(out: Path, data: Path, teacher: Path, epochs: int, seed: int, clock: Clock) -> dict[str, float]:
-    """Top-1 in percent of the student by itself and of the distilled one: same data, start, order and steps."""
-    both = partial(settings, data=data, seed=seed, schedule__epochs=epochs)
+def train_pair(
+    out: Path, data: Path, teacher: Path, epochs: int, seed: int, clock: Clock, **changes: Any
+) -> dict[str, float]:
+    """Top-1 in percent of the student by itself and of the distilled one: same data, start, order and steps. `changes`
+    are `settings`'."""
+    both = partial(settings, data=data, seed=seed, schedule__epochs=epochs, **changes)
     result = {}
     with clock.phase(f"student, seed {seed}", "CycleMLP-B0 by itself"):
         result["student"] = train_student(both(out / "student"))
@@ -191,15 +196,15 @@ def draw(out: Path, student: Config, title: str) -> None:
     draw_students(out / "picture.png", losses, pixels, samples.labels, answers, title=title)
 
 
-def classify(lengths: Lengths, out: Path, seed: int, clock: Clock) -> tuple[Path, float, Path]:
-    """Data and a teacher: the folder, the teacher's top-1 in percent, and its weights."""
+def classify(lengths: Lengths, out: Path, seed: int, clock: Clock, **changes: Any) -> tuple[Path, float, Path]:
+    """Data and a teacher: the folder, the teacher's top-1 in percent, and its weights. `changes` are `settings`'."""
     out.mkdir(parents=True, exist_ok=True)
     data, weights = out / "data", out / "teacher.pdparams"
     size = settings(out, data, seed).data.input_size
     with clock.phase("data", f"{lengths.train} training and {lengths.val} held-out images into {data}"):
         write_data(data, DemoSettings("imagenet", train=lengths.train, val=lengths.val, size=size, seed=seed))
     with clock.phase("teacher", f"{TEACHER} of paddle.vision.models"):
-        changes = {"schedule__epochs": lengths.teacher_epochs, "data__batch_size": TEACHER_BATCH}
+        changes |= {"schedule__epochs": lengths.teacher_epochs, "data__batch_size": TEACHER_BATCH}
         top1 = train_teacher(settings(out, data, seed, **changes), weights)
         print(f"  top-1: teacher {top1:.1f} %")
     return data, top1, weights
@@ -252,9 +257,10 @@ def run(lengths: Lengths, out: Path, seed: int) -> None:
 def bench(lengths: Lengths, out: Path, seeds: Sequence[int]) -> None:
     """The gain of distillation at equal steps over several seeds of the weights and the order of the data."""
     clock, rows = Clock(), []
-    data, teacher, weights = classify(lengths, out, seeds[0], clock)
+    data, teacher, weights = classify(lengths, out, seeds[0], clock, **BENCH_CHANGES)
     for seed in seeds:
-        rows.append(train_pair(out / f"seed-{seed}", data, weights, lengths.student_epochs, seed, clock))
+        folder = out / f"seed-{seed}"
+        rows.append(train_pair(folder, data, weights, lengths.student_epochs, seed, clock, **BENCH_CHANGES))
     result = {
         "teacher": teacher,
         "seeds": list(seeds),

@@ -8,7 +8,7 @@ from cyclemlp_backbones import read_checkpoint
 from demo import cls
 from demo.steps import DemoFailure
 
-TINY = cls.Lengths(128, 20, 1, 1, 2, 20, least=0.0, least_gain=-1.0)
+TINY = cls.Lengths(64, 20, 1, 1, 2, 20, least=0.0, least_gain=-1.0)
 
 
 @pytest.fixture(scope="module")
