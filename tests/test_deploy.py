@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from cyclemlp_backbones import build_classifier
+from cyclemlp_backbones import build_backbone, build_classifier
 from cyclemlp_backbones.cli import main
 from cyclemlp_backbones.deploy.manifest import ManifestError
 from cyclemlp_backbones.deploy.runtime import DeployedModel
@@ -44,6 +44,28 @@ def test_every_format_equals_dygraph_at_any_size(exported):
                 expected = network(paddle.to_tensor(image)).numpy()
             (actual,) = model.run({"image": image})
             assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max(), (kind, image.shape)
+
+
+def test_a_pyramid_equals_dygraph_at_any_size(tmp_path, capsys):
+    paddle.seed(0)
+    network = build_backbone("b0")
+    network.eval()
+    paddle.save(network.state_dict(), str(tmp_path / "b0.pdparams"))
+    for kind in ("paddle", "onnx") if ONNX else ("paddle",):
+        arguments = [str(tmp_path / "b0.pdparams"), str(tmp_path / kind), "--task", "features", "--format", kind]
+        assert main(["export", *arguments]) == 0
+        model = DeployedModel(tmp_path / kind)
+        assert model.manifest.outputs == ("stride4", "stride8", "stride16", "stride32")
+        for batch, height, width in SHAPES:
+            image = np.random.RandomState(height).standard_normal((batch, 3, height, width)).astype(np.float32)
+            with paddle.no_grad():
+                expected = [y.numpy() for y in network(paddle.to_tensor(image))]
+            for actual, wanted in zip(model.run({"image": image}), expected):
+                assert actual.shape == wanted.shape
+                assert np.abs(actual - wanted).max() <= 1e-4 * np.abs(wanted).max(), (kind, image.shape)
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    assert main(["predict", str(tmp_path / "paddle"), str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "predict takes cls, seg and det" in capsys.readouterr().err
 
 
 def test_predict_does_the_others_when_one_image_is_broken(exported, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -88,15 +89,15 @@ def read_rgb(path: str | os.PathLike, *, most_pixels: int) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 
-class _no_pillow_limit:
+@contextlib.contextmanager
+def _no_pillow_limit() -> Iterator[None]:
     """Pillow warns of, and refuses, pictures that are large; `most_pixels` is the limit here."""
-
-    def __enter__(self) -> None:
-        self._limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-
-    def __exit__(self, *_: object) -> None:
-        Image.MAX_IMAGE_PIXELS = self._limit
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def resized_shape(shape: tuple[int, int], preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[float, float]]:
