@@ -48,6 +48,7 @@ def changed(exported, folder, **values):
         ({"files": {}}, "files of the format paddle"),
         ({"format": "onnx"}, "files of the format onnx"),
         ({"files": {"../model.json": "0", "model.pdiparams": "0"}}, "no file"),
+        ({"files": {"model.txt": "0", "model.pdiparams": "0"}}, "end with .json or .pdmodel and .pdiparams"),
         ({"task": "det"}, "0 category_ids for 3 classes"),
         ({"preprocessing": {"mean": ["a", 0, 0]}}, "mean of preprocessing"),
         ({"preprocessing": {"std": [0, 1, 1]}}, "preprocessing.std"),
@@ -65,6 +66,16 @@ def test_text_that_is_no_manifest_is_refused(exported, tmp_path, text):
     (tmp_path / "cyclemlp.yml").write_text(text)
     with pytest.raises(ManifestError, match="damaged"):
         read_manifest(tmp_path)
+
+
+def test_the_order_of_a_manifests_entries_says_nothing(exported, tmp_path):
+    folder = changed(exported, tmp_path / "copy")
+    manifest = yaml.safe_load((folder / "cyclemlp.yml").read_text())
+    manifest["files"] = dict(reversed(manifest["files"].items()))
+    (folder / "cyclemlp.yml").write_text(yaml.safe_dump(manifest, sort_keys=False))
+    image = {"image": np.ones((1, 3, 64, 64), np.float32)}
+    expected, actual = (DeployedModel(path).run(image)[0] for path in (exported / "model", folder))
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_manifest_of_another_model_is_refused(exported, tmp_path):

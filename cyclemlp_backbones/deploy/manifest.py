@@ -17,7 +17,8 @@ FILE_NAME = "cyclemlp.yml"
 FORMATS = ("paddle", "onnx")
 TASKS = ("cls", "features", "seg", "det")
 SCHEMA = 1
-_PROGRAM = {"paddle": ("the program", "its weights"), "onnx": ("the model",)}
+_SUFFIXES = {"paddle": ((".json", ".pdmodel"), (".pdiparams",)), "onnx": ((".onnx",),)}
+"""What the files of a format end with: the program, its weights."""
 
 RESIZES = ("none", "short", "within", "exact")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -73,8 +74,8 @@ class Preprocessing:
 class Manifest:
     """What `cyclemlp.yml` says.
 
-    `files` are the model's own files by name, each with its sha256; the first is the program. `nms` is given where the
-    model returns candidates that are not suppressed yet. `category_ids` are a detector's ids of the classes in COCO's
+    `files` are the model's own files by name, each with its sha256. `nms` is given where the model returns candidates
+    that are not suppressed yet. `category_ids` are a detector's ids of the classes in COCO's
     sense. `quantization` is None for a model in float32.
     """
 
@@ -93,6 +94,14 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def model_files(self) -> tuple[str, ...]:
+        """The names of the program and, in Paddle's format, of its weights. ValueError where `files` are others."""
+        found = [[name for name in self.files if name.endswith(endings)] for endings in _SUFFIXES[self.format]]
+        if len(self.files) != len(found) or any(len(names) != 1 for names in found):
+            wanted = " and ".join(" or ".join(endings) for endings in _SUFFIXES[self.format])
+            raise ValueError(f"files of the format {self.format} end with {wanted}: {', '.join(self.files) or 'none'}")
+        return tuple(names[0] for names in found)
 
 
 def class_palette(count: int) -> tuple[tuple[int, int, int], ...]:
@@ -207,8 +216,7 @@ def _manifest(values: Any) -> Manifest:
         raise ValueError(f"task is {manifest.task!r}; choose from {', '.join(TASKS)}")
     if manifest.format not in FORMATS:
         raise ValueError(f"format is {manifest.format!r}; choose from {', '.join(FORMATS)}")
-    if len(manifest.files) != len(_PROGRAM[manifest.format]):
-        raise ValueError(f"files of the format {manifest.format} are {_PROGRAM[manifest.format]}: {[*manifest.files]}")
+    manifest.model_files()
     if manifest.task == "det" and len(manifest.category_ids) != len(manifest.classes):
         raise ValueError(f"{len(manifest.category_ids)} category_ids for {len(manifest.classes)} classes")
     return manifest

@@ -60,7 +60,7 @@ def _load_onnx(folder: Path, manifest: Manifest, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    program = str(folder / next(iter(manifest.files)))
+    program = str(folder / manifest.model_files()[0])
     session = onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
     _check_names(folder, "inputs", manifest.inputs, [entry.name for entry in session.get_inputs()])
     _check_names(folder, "outputs", manifest.outputs, [entry.name for entry in session.get_outputs()])
@@ -81,7 +81,7 @@ def _load_paddle(folder: Path, manifest: Manifest, threads: int, onednn: bool | 
         import paddle
     except ImportError as error:
         raise ImportError('Paddle is not installed; `pip install "cyclemlp-backbones[cpu]"`') from error
-    program, weights = manifest.files
+    program, weights = manifest.model_files()
     if program.endswith(".json") and paddle.__version__.startswith("2."):
         raise ManifestError(
             f"{folder} was exported by Paddle {manifest.versions.get('paddle', '3')}, which Paddle "
