@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cyclemlp_backbones.deploy.images import find_images
 from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS
 
 
@@ -104,4 +103,6 @@ def _check(args: argparse.Namespace) -> None:
     if args.calibration is not None:
         if not args.calibration.is_dir():
             raise FileNotFoundError(f"no folder {args.calibration}; --calibration takes a folder of images")
+        from cyclemlp_backbones.deploy.images import find_images
+
         find_images([args.calibration])
