@@ -12,10 +12,14 @@ from typing import Any
 from classification.config import Config
 from classification.config_files import load_config, parse_setting
 from classification.flags import SHARED, TRAIN, add_flags, flag_settings
+from cyclemlp_backbones.cli.toolkit import is_interrupt
+
+_GO_ON = {"train": "; the same command with --resume auto goes on from the last checkpoint"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command; 0, or 1 after a message for what the user can set right, 2 for a wrong command line."""
+    """Runs one command; 0, or 1 after a message for what the user can set right, 2 for a wrong command line, 130 for an
+    interrupt."""
     commands: Mapping[str, Callable[[Sequence[str]], None]] = {
         "train": train,
         "eval": evaluate,
@@ -29,20 +33,24 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     try:
         commands[argv[0]](argv[1:])
-    except (ValueError, OSError, ImportError, ArithmeticError) as error:
-        sys.stderr.write(f"classification {argv[0]}: error: {error}\n")
-        _leave_if_several("")
-        return 1
-    except Exception:
-        _leave_if_several(traceback.format_exc())
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if is_interrupt(error):
+            status, message = 130, f"classification {argv[0]}: interrupted{_GO_ON.get(argv[0], '')}\n"
+        elif isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
+            status, message = 1, f"classification {argv[0]}: error: {error}\n"
+        else:
+            _leave_if_several(1, traceback.format_exc())
+            raise
+        sys.stderr.write(message)
+        _leave_if_several(status, "")
+        return status
     return 0
 
 
-def _leave_if_several(message: str) -> None:
+def _leave_if_several(status: int, message: str) -> None:
     from classification.distributed import leave_if_several
 
-    leave_if_several(1, message)
+    leave_if_several(status, message)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -76,14 +76,14 @@ def run_toolkit(toolkit: Toolkit, argv: Sequence[str]) -> int:
     try:
         getattr(tools, f"run_{action}")(args)
     except (Exception, KeyboardInterrupt) as error:
-        if action != "train" or not _is_interrupt(error):
+        if action != "train" or not is_interrupt(error):
             raise
         print(toolkit.interrupted(args), file=sys.stderr)
         return 130
     return 0
 
 
-def _is_interrupt(error: BaseException) -> bool:
+def is_interrupt(error: BaseException) -> bool:
     """Also of an interrupt that came within the backward of a PyLayer: Paddle makes an error of its own of that."""
     return isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error)
 

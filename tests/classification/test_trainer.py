@@ -77,6 +77,23 @@ def test_killed_and_resumed_ends_with_the_same_bits(digits, whole, tmp_path):
     assert [entry.name for entry in tmp_path.rglob("*.part")] == []
 
 
+def test_an_interrupt_says_how_to_go_on(digits, tmp_path):
+    options = arguments(digits, tmp_path, **RESUMED, schedule__epochs=10000)
+    command = [sys.executable, "-m", "classification", "train", *options]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not list(tmp_path.glob("checkpoints/step-*.safetensors")):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, errors
+    assert "interrupted; the same command with --resume auto goes on from the last checkpoint" in errors
+    assert "Traceback" not in errors
+
+
 def test_left_at_any_step_and_resumed_ends_the_same(digits, tmp_path):
     changes = {**RESUMED, "run__save_every": 1, "run__keep": 100}
     reference = tiny_config(digits, tmp_path / "whole", **changes)
