@@ -47,7 +47,8 @@ def _line(row: dict[str, Any]) -> str:
     format, runtime = _RUNTIMES[row["runtime"]]
     start = f"| {row['model']} | {format} | {runtime} |"
     if "failure" in row:
-        return f"{start} does not run: {row['failure'].replace('|', '/')} | | | | | |"
+        what = row["failure"].split(" (at ")[0].strip().replace("|", "/")
+        return f"{start} does not run: `{what}` | | | | | |"
     equal = {shape: value <= TOLERANCE for shape, value in row["differences"].items()}
     largest = max(row["differences"].values())
     cells = [

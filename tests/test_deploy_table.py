@@ -1,0 +1,58 @@
+"""The tables of docs/deployment.md are made of stored measurements, and what counts as equal in them."""
+
+import math
+
+import numpy as np
+
+from benchmarks.deployment import MODELS, RUNTIMES, difference
+from benchmarks.deployment_table import (
+    DOCUMENT,
+    EQUALITY,
+    INT8,
+    QUANTISED,
+    WITHOUT_ONNX,
+    equality_part,
+    quantised_table,
+    read,
+    stored_file,
+    table,
+)
+
+MACHINE = {"processor": "P", "threads": "2", "python": "3.11", "date": "today", "commit": "c"}
+
+
+def test_the_document_has_the_tables_of_the_stored_results():
+    assert EQUALITY.read(DOCUMENT) == equality_part()
+    assert INT8.read(DOCUMENT) == quantised_table(read(QUANTISED))
+
+
+def test_stored_results_are_of_every_model_and_runtime():
+    found = {(row["model"], row["runtime"]) for row in read(stored_file("3"))["rows"]}
+    wanted = {(model, runtime) for model in MODELS for runtime in RUNTIMES}
+    assert found == {pair for pair in wanted if pair[1] != "onnx" or pair[0] not in WITHOUT_ONNX}
+
+
+def test_the_table_says_what_differs_and_what_does_not_run():
+    times = {"side": 224, "milliseconds": {"deployed": 30, "dygraph": 40}}
+    rows = [
+        {"model": "a", "runtime": "onnx", "differences": {"1x32x32": 1e-6, "3x33x45": 2e-6}, **times},
+        {"model": "a", "runtime": "paddle", "differences": {"1x32x32": 1e-6, "3x33x45": math.inf}, **times},
+        {"model": "UPerNet b1", "runtime": "paddle", "failure": "Error: a|b (at some.cc:1)"},
+    ]
+    lines = table({"machine": MACHINE, "rounds": 5, "seconds": 9, "rows": rows}).splitlines()
+    assert lines[2] == "| a | ONNX | ONNX Runtime | yes (2e-06) | yes | yes | 30 ms at 224 | 40 ms | 0.75 |"
+    assert lines[3].startswith("| a | Paddle | Paddle, oneDNN off | **no** (inf) | **no** | **no** |")
+    assert "does not run: `Error: a/b` |" in lines[4]
+    assert lines[5].startswith("| UPerNet b1 | ONNX | | not exported: its adaptive pooling")
+    assert len({line.count("|") for line in lines[:6]}) == 1
+
+
+def test_a_difference_is_a_share_of_the_largest_value_and_of_one_at_least():
+    boxes, scores = np.array([[[0.0, 0, 100, 200], [5, 5, 50, 50]]]), np.array([[[0.5], [0.25]]])
+    assert difference([boxes + 0.02, scores], [boxes, scores], unordered=False) == 0.02 / 200
+    assert difference([scores + 0.1], [scores], unordered=False) == np.float64(0.5 + 0.1) - 0.5
+    assert difference([boxes[:, :1]], [boxes], unordered=False) == math.inf
+    swapped = [boxes[:, ::-1], scores[:, ::-1]]
+    assert difference(swapped, [boxes, scores], unordered=True) == 0
+    assert difference(swapped, [boxes, scores], unordered=False) > 0.1
+    assert difference([boxes, scores[:, ::-1]], [boxes, scores], unordered=True) > 0.1
