@@ -10,7 +10,8 @@ from PIL import Image
 
 from cyclemlp_backbones import build_backbone, build_classifier
 from cyclemlp_backbones.cli import main
-from cyclemlp_backbones.deploy.manifest import ManifestError
+from cyclemlp_backbones.deploy.export import IMAGE, Exportable, export
+from cyclemlp_backbones.deploy.manifest import ManifestError, Preprocessing
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 
 ONNX = paddle.__version__.startswith("3.")
@@ -44,6 +45,22 @@ def test_every_format_equals_dygraph_at_any_size(exported):
                 expected = network(paddle.to_tensor(image)).numpy()
             (actual,) = model.run({"image": image})
             assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max(), (kind, image.shape)
+
+
+def test_an_exported_network_goes_on_in_dygraph(tmp_path):
+    network = build_classifier("b0", num_classes=4)
+    network.eval()
+    exportable = Exportable(network, "cls", "CycleNet", "b0", ("image",), ("logits",), [IMAGE], Preprocessing())
+    export(exportable, tmp_path / "model", format="paddle")
+    image = paddle.randn([1, 3, 32, 32])
+    before = network(image)
+    network.head.bias.set_value(network.head.bias + 1)
+    np.testing.assert_allclose(network(image).numpy(), before.numpy() + 1, rtol=1e-4)
+    ran = []
+    network.norm.register_forward_post_hook(lambda *_: ran.append(paddle.in_dynamic_mode()))
+    network(image)
+    assert ran == [True]
+    assert "forward" not in vars(network)
 
 
 def test_a_pyramid_equals_dygraph_at_any_size(tmp_path, capsys):

@@ -37,14 +37,16 @@ def test_the_table_says_what_differs_and_what_does_not_run():
     rows = [
         {"model": "a", "runtime": "onnx", "differences": {"1x32x32": 1e-6, "3x33x45": 2e-6}, **times},
         {"model": "a", "runtime": "paddle", "differences": {"1x32x32": 1e-6, "3x33x45": math.inf}, **times},
+        {"model": "a", "runtime": "paddle", "differences": {"1x32x32": 0.0}, "failures": {"3x32x32": "E"}, **times},
         {"model": "UPerNet b1", "runtime": "paddle", "failure": "Error: a|b (at some.cc:1)"},
     ]
     lines = table({"machine": MACHINE, "rounds": 5, "seconds": 9, "rows": rows}).splitlines()
     assert lines[2] == "| a | ONNX | ONNX Runtime | yes (2e-06) | yes | yes | 30 ms at 224 | 40 ms | 0.75 |"
     assert lines[3].startswith("| a | Paddle | Paddle, oneDNN off | **no** (inf) | **no** | **no** |")
-    assert "does not run: `Error: a/b` |" in lines[4]
-    assert lines[5].startswith("| UPerNet b1 | ONNX | | not exported: its adaptive pooling")
-    assert len({line.count("|") for line in lines[:6]}) == 1
+    assert "| yes (0e+00) | **no**, one image at a time | yes |" in lines[4]
+    assert "does not run: `Error: a/b` |" in lines[5]
+    assert lines[6].startswith("| UPerNet b1 | ONNX | | not exported: its adaptive pooling")
+    assert len({line.count("|") for line in lines[:7]}) == 1
 
 
 def test_a_difference_is_a_share_of_the_largest_value_and_of_one_at_least():

@@ -156,7 +156,10 @@ def _save_paddle(model: Exportable, folder: Path) -> list[str]:
         # Paddle's own zeros_like asks a graph's tensor for its place, and Paddle warns about that, once per use.
         warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
         static = paddle.jit.to_static(model.layer, input_spec=list(model.input_spec), full_graph=True)
-        paddle.jit.save(static, str(folder / "model"))
+        try:
+            paddle.jit.save(static, str(folder / "model"))
+        finally:
+            vars(model.layer).pop("forward", None)  # to_static's own, which would go on running the graph
     (folder / "model.pdiparams.info").unlink(missing_ok=True)  # Paddle 2 writes it; only training reads it
     for name in ("model.json", "model.pdmodel"):
         if (folder / name).is_file():
