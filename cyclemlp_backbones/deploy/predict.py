@@ -122,7 +122,7 @@ def predict_files(
             return
         items = _read(files, manifest, options, broken)
         most = options.model_pixels(manifest)
-        # Masks one picture at a time: over batches of 1 and 3, Paddle 3.3.1's ArrayToTensor failed, why is not known.
+        # Masks one picture at a time: Paddle cannot join the proposals of several, which differ in number.
         size = 1 if "mask" in manifest.outputs else options.batch_size
         for batch in batches_of_equal_shape(items, size, most_pixels=most):
             for (file, image, _), result in zip(batch, _predict(model, [item[2] for item in batch], options)):
