@@ -207,9 +207,9 @@ def cycle_linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tu
 
 def _cycle_linear_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: tuple[int, int]) -> Tensor:
     read, length = cycle_shift(x, kernel_size), max(kernel_size)
-    if 2 * math.prod(x.shape) >= math.prod(weight.shape) or wants_gradient(x, weight, bias):
+    if math.prod(x.shape) >= math.prod(weight.shape) or wants_gradient(x, weight, bias):
         return linear(read, group_by_offset(weight, length), bias)
-    # On a small map there is far less of `x` than of the weight to bring into the other's order, if without addmm.
+    # On a small map there is less of `x` than of the weight to bring into the other's order.
     read = _in_natural_order(read, length, x.shape[3])
     y = paddle.matmul(read, weight.reshape(weight.shape[:2]), transpose_y=True)
     return y if bias is None else add_to_rows(y, bias)
