@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +102,30 @@ def _exportable(name: str, format: str, folder: Path) -> Any:
 
 
 def difference(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], *, unordered: bool) -> float:
-    """The largest difference, as a share of each output's largest value, or of 1 where that is smaller.
+    """The largest difference, as a share of each output's largest value, or of 1 where that is smaller; of whole
+    numbers, masks and counts, the share of those that differ.
 
     Of `unordered` candidates (boxes, scores), that to the nearest one, since runtimes order equal scores differently.
     """
     if any(some.shape != others.shape for some, others in zip(actual, expected)):
         return math.inf
-    scales = [max(1.0, float(np.abs(array).max(initial=0))) for array in expected]
-    actual, expected = ([a.astype(np.float64) / s for a, s in zip(arrays, scales)] for arrays in (actual, expected))
     if not unordered:
-        return max(float(np.abs(some - others).max(initial=0)) for some, others in zip(actual, expected))
-    rows, wanted = np.concatenate(actual, axis=2), np.concatenate(expected, axis=2)
+        return max(map(_largest, actual, expected))
+    scales = [max(1.0, float(np.abs(array).max(initial=0))) for array in expected]
+    rows, wanted = (
+        np.concatenate([array.astype(np.float64) / scale for array, scale in zip(arrays, scales)], axis=2)
+        for arrays in (actual, expected)
+    )
     return max(
         float(np.abs(target - candidate).max(axis=1).min()) for row, target in zip(rows, wanted) for candidate in row
     )
+
+
+def _largest(actual: np.ndarray, expected: np.ndarray) -> float:
+    if expected.dtype.kind in "biu":
+        return float((actual != expected).mean()) if expected.size else 0.0
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(actual - expected).max(initial=0)) / max(1.0, float(np.abs(expected).max(initial=0)))
 
 
 def measure_model(name: str, runtime: str, rounds: int) -> dict[str, Any]:
@@ -130,7 +141,8 @@ def measure_model(name: str, runtime: str, rounds: int) -> dict[str, Any]:
         folder = Path(scratch)
         model, network = _exportable(name, kind, folder), _exportable(name, kind, folder).layer  # one stays as it is
         export(model, folder / kind, format=kind)
-        deployed = DeployedModel(folder / kind, threads=THREADS, onednn=runtime == "paddle-onednn")
+        load = partial(DeployedModel, folder / kind, threads=THREADS, onednn=runtime == "paddle-onednn")
+        deployed = load()
         network.eval()
 
         def feeds(batch: int, height: int, width: int) -> dict[str, np.ndarray]:
@@ -156,6 +168,7 @@ def measure_model(name: str, runtime: str, rounds: int) -> dict[str, Any]:
                 if shape[0] == 1:
                     raise
                 failures[key] = _reason(str(error))  # a model for one image at a time
+                deployed = load()  # after an error, Paddle's predictor fails at every call
                 continue
             differences[key] = difference(actual, expected, unordered=model.nms is not None)
         arrays = feeds(1, side, side)

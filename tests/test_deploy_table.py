@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from benchmarks.deployment import MODELS, RUNTIMES, difference
 from benchmarks.deployment_table import (
@@ -51,9 +52,12 @@ def test_the_table_says_what_differs_and_what_does_not_run():
 
 def test_a_difference_is_a_share_of_the_largest_value_and_of_one_at_least():
     boxes, scores = np.array([[[0.0, 0, 100, 200], [5, 5, 50, 50]]]), np.array([[[0.5], [0.25]]])
-    assert difference([boxes + 0.02, scores], [boxes, scores], unordered=False) == 0.02 / 200
-    assert difference([scores + 0.1], [scores], unordered=False) == np.float64(0.5 + 0.1) - 0.5
+    assert difference([boxes + 0.02, scores], [boxes, scores], unordered=False) == pytest.approx(0.02 / 200)
+    assert difference([scores + 0.1], [scores], unordered=False) == pytest.approx(0.1)
     assert difference([boxes[:, :1]], [boxes], unordered=False) == math.inf
+    masks = np.eye(4, dtype=np.int32)[None]
+    assert difference([boxes, 1 - masks], [boxes, masks], unordered=False) == 1
+    assert difference([masks & (np.arange(4) > 0)], [masks], unordered=False) == 1 / 16
     swapped = [boxes[:, ::-1], scores[:, ::-1]]
     assert difference(swapped, [boxes, scores], unordered=True) == 0
     assert difference(swapped, [boxes, scores], unordered=False) > 0.1
