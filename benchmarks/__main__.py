@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.group import THREADS, format_line
 from benchmarks.results import STORED, Results, in_order
 from benchmarks.rows import GROUPS, Figure
-from cyclemlp_backbones.benchmark import ROUNDS, describe_machine, start_again_with, variables
+from cyclemlp_backbones.timing import ROUNDS, describe_machine, start_again_with, variables
 
 
 def run_group(group: str, rounds: int) -> tuple[Figure, ...]:

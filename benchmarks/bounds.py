@@ -24,7 +24,7 @@ from benchmarks.group import THREADS
 from benchmarks.report import describe
 from benchmarks.results import STORED
 from benchmarks.rows import CHANNELS
-from cyclemlp_backbones.benchmark import ROUNDS, describe_machine, measure, start_again_with, variables
+from cyclemlp_backbones.timing import ROUNDS, describe_machine, measure, start_again_with, variables
 
 BOUNDS = STORED.with_name("bounds.json")
 DOCUMENT = STORED.parent.parent / "performance.md"

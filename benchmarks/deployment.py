@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.deployment_table import WITHOUT_ONNX, stored_file, write_document
-from cyclemlp_backbones.benchmark import describe_machine, measure, start_again_with, variables
+from cyclemlp_backbones.timing import describe_machine, measure, start_again_with, variables
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "output" / "demo"
@@ -50,7 +50,7 @@ def _detector(config: str) -> Any:
     from ppdet.core.workspace import create
 
     from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet_config import read_config
+    from cyclemlp_backbones.adapters.paddledet.config import read_config
 
     network = create(read_config(str(ROOT / config), ["CycleMLP.pretrained=null"]).architecture)
     for name, parameter in network.named_parameters():
@@ -89,11 +89,11 @@ def _exportable(name: str, format: str, folder: Path) -> Any:
     task, config, _ = MODELS[name]
     weights = _weights(task, config, folder)
     if task == "seg":
-        from cyclemlp_backbones.adapters.paddleseg_deploy import seg_export
+        from cyclemlp_backbones.adapters.paddleseg.export import seg_export
 
         return seg_export(weights, str(ROOT / str(config)))
     if task == "det":
-        from cyclemlp_backbones.adapters.paddledet_deploy import det_export
+        from cyclemlp_backbones.adapters.paddledet.export import det_export
 
         return det_export(weights, str(ROOT / str(config)), format=format)
     from cyclemlp_backbones.deploy.networks import network_export

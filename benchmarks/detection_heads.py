@@ -179,7 +179,7 @@ def compare(config: Path, exported: Path, batch: int) -> None:
     from ppdet.core.workspace import create
 
     import cyclemlp_backbones.adapters.paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet_config import read_config
+    from cyclemlp_backbones.adapters.paddledet.config import read_config
 
     settings = read_config(str(config), [])
     model = create(settings.architecture)
@@ -222,7 +222,7 @@ def measure(heads: Sequence[str], folder: Path) -> dict[str, Any]:
     """What each step of each head came to on the installed Paddle."""
     import paddle
 
-    from cyclemlp_backbones.demo import DemoSettings, write_demo_data
+    from cyclemlp_backbones.digits import DemoSettings, write_demo_data
 
     write_demo_data(folder, DemoSettings("coco", train=_TRAIN_SCENES, val=4, size=_SIZE, max_digits=2), force=True)
     result: dict[str, Any] = {"paddle": paddle.__version__, "heads": {}}

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.group import THREADS, run_group
 from benchmarks.rows import Figure, Figures, Progress
-from cyclemlp_backbones.benchmark import Ratio, Timing, measure
+from cyclemlp_backbones.timing import Ratio, Timing, measure
 
 NETWORKS = ("b1", "resnet50")
 SETTINGS = tuple({"onednn": onednn, "ir_optim": ir_optim} for onednn in (False, True) for ir_optim in (True, False))
@@ -101,7 +101,7 @@ def try_setting(folder: Path, name: str, setting: dict[str, bool]) -> float | st
     """Seconds of a call in a process of its own, or why there are none."""
     code = (
         "import sys, json; from pathlib import Path; from benchmarks import exported;"
-        "from cyclemlp_backbones.benchmark import measure;"
+        "from cyclemlp_backbones.timing import measure;"
         "folder, name, setting = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]);"
         "call = exported.paddle_call(folder, name, setting); exported.check(folder, name, call());"
         "print('seconds', measure({name: call}, rounds=5)[name].minimum)"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.rows import ROW, Figure, Figures, Progress
-from cyclemlp_backbones.benchmark import ROUNDS, start_again_with, variables
+from cyclemlp_backbones.timing import ROUNDS, start_again_with, variables
 
 THREADS = 2
 """Of every figure, on both sides: the targets were set with two."""

@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
-from cyclemlp_backbones.benchmark import measure
+from cyclemlp_backbones.timing import measure
 
 
 def figures(rounds: int, progress: Progress) -> Figures:

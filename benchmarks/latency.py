@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.group import THREADS, show_progress
 from benchmarks.results import STORED
-from cyclemlp_backbones.benchmark import ROUNDS, describe_machine, measure, start_again_with, variables
+from cyclemlp_backbones.timing import ROUNDS, describe_machine, measure, start_again_with, variables
 
 LATENCIES = STORED.with_name("latency.json")
 SIZE = 224

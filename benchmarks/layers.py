@@ -10,7 +10,7 @@ from functools import partial
 
 from benchmarks.group import run_group
 from benchmarks.rows import CHANNELS, Figure, Figures, Progress
-from cyclemlp_backbones.benchmark import Ratio, measure
+from cyclemlp_backbones.timing import Ratio, measure
 
 BATCH = 8
 SIDES = dict(zip(CHANNELS, (56, 28, 14, 7)))

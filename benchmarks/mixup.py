@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
-from cyclemlp_backbones.benchmark import Ratio, measure
+from cyclemlp_backbones.timing import Ratio, measure
 
 SHAPE = (64, 3, 224, 224)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
-from cyclemlp_backbones.benchmark import Ratio, Timing, measure
+from cyclemlp_backbones.timing import Ratio, Timing, measure
 
 SECONDS_A_TURN = 0.3
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
-from cyclemlp_backbones.benchmark import ROUNDS, Ratio, Timing
+from cyclemlp_backbones.timing import ROUNDS, Ratio, Timing
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMM_PYTHON = Path(os.environ.get("TIMM_PYTHON", ROOT / ".venv-timm" / "bin" / "python"))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.deployment_table import QUANTISED, ROOT
-from cyclemlp_backbones.benchmark import describe_machine, measure, start_again_with, variables
+from cyclemlp_backbones.timing import describe_machine, measure, start_again_with, variables
 
 CLASSES = 11
 SIDE = 256

@@ -15,7 +15,7 @@ from functools import partial
 from benchmarks.group import THREADS
 from benchmarks.results import STORED, Results
 from benchmarks.rows import CHANNELS, ROW
-from cyclemlp_backbones.benchmark import Ratio, measure, start_again_with, variables
+from cyclemlp_backbones.timing import Ratio, measure, start_again_with, variables
 
 MOST = 1.25
 TRIES = 3

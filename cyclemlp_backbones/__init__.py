@@ -8,9 +8,6 @@ import zlib  # noqa: F401  before paddle: Paddle 2.6 exports symbols that crash 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cyclemlp_backbones.checkpoint_files import read_checkpoint as read_checkpoint
-    from cyclemlp_backbones.checkpoint_files import write_checkpoint as write_checkpoint
-    from cyclemlp_backbones.checkpoint_pickle import CheckpointError as CheckpointError
     from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
     from cyclemlp_backbones.factory import build_backbone as build_backbone
     from cyclemlp_backbones.factory import build_classifier as build_classifier
@@ -21,17 +18,20 @@ if TYPE_CHECKING:
     from cyclemlp_backbones.variants import VARIANTS as VARIANTS
     from cyclemlp_backbones.variants import Variant as Variant
     from cyclemlp_backbones.variants import list_variants as list_variants
-    from cyclemlp_backbones.weights import LoadReport as LoadReport
-    from cyclemlp_backbones.weights import load_weights as load_weights
-    from cyclemlp_backbones.weights import locate_weights as locate_weights
+    from cyclemlp_backbones.weights.formats import read_checkpoint as read_checkpoint
+    from cyclemlp_backbones.weights.formats import write_checkpoint as write_checkpoint
+    from cyclemlp_backbones.weights.loading import LoadReport as LoadReport
+    from cyclemlp_backbones.weights.loading import load_weights as load_weights
+    from cyclemlp_backbones.weights.loading import locate_weights as locate_weights
+    from cyclemlp_backbones.weights.pickles import CheckpointError as CheckpointError
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "CheckpointError": "checkpoint_pickle",
+    "CheckpointError": "weights.pickles",
     "CycleFC": "layers",
     "CycleNet": "cyclenet",
-    "LoadReport": "weights",
+    "LoadReport": "weights.loading",
     "StageSpec": "pyramid",
     "VARIANTS": "variants",
     "Variant": "variants",
@@ -40,10 +40,10 @@ _MODULE_OF = {
     "build_classifier": "factory",
     "cycle_offsets": "shift",
     "list_variants": "variants",
-    "load_weights": "weights",
-    "locate_weights": "weights",
-    "read_checkpoint": "checkpoint_files",
-    "write_checkpoint": "checkpoint_files",
+    "load_weights": "weights.loading",
+    "locate_weights": "weights.loading",
+    "read_checkpoint": "weights.formats",
+    "write_checkpoint": "weights.formats",
 }
 __all__ = [*_MODULE_OF, "__version__"]
 

@@ -69,6 +69,6 @@ def build_classifier(
 def _load_pretrained(model: CycleNet, variant: str, pretrained: Pretrained) -> None:
     if pretrained is None or pretrained is False:
         return
-    from cyclemlp_backbones.weights import load_weights, locate_weights
+    from cyclemlp_backbones.weights.loading import load_weights, locate_weights
 
     load_weights(model, locate_weights(pretrained, variant))

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from classification.config import Config
 from classification.config_files import load_config
-from cyclemlp_backbones.demo import DemoSettings, is_complete, write_demo_data
+from cyclemlp_backbones.digits import DemoSettings, is_complete, write_demo_data
 from demo import seg
 from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
 

@@ -34,7 +34,7 @@ os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.demo import MAX_SCENES, DemoSettings, is_complete, write_demo_data
+from cyclemlp_backbones.digits import MAX_SCENES, DemoSettings, is_complete, write_demo_data
 from demo.det import DETECTORS, read_precisions
 from demo.seg import DIGITS, read_evaluation
 from demo.steps import ROOT, DemoFailure, run_command, versions

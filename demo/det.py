@@ -30,7 +30,7 @@ os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.demo import DemoSettings, is_complete, make_scene, write_demo_data
+from cyclemlp_backbones.digits import DemoSettings, is_complete, make_scene, write_demo_data
 from demo.det_picture import Found, draw_detections
 from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
 from demo.warmup import Phase, warm_up

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cyclemlp_backbones.demo import PALETTE
+from cyclemlp_backbones.digits import PALETTE
 
 _OPACITY = 0.55
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # what each of RGB adds to brightness

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cyclemlp_backbones.demo import CLASSES, PALETTE
+from cyclemlp_backbones.digits import CLASSES, PALETTE
 
 
 def draw_picture(

@@ -27,7 +27,7 @@ os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.demo import CLASSES, DemoSettings, is_complete, make_scene, write_demo_data
+from cyclemlp_backbones.digits import CLASSES, DemoSettings, is_complete, make_scene, write_demo_data
 from demo.picture import draw_picture
 from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
 from demo.warmup import Phase, warm_up

@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 from tqdm import tqdm
 
 from cyclemlp_backbones import CycleNet, build_classifier
-from cyclemlp_backbones.demo import make_scene
+from cyclemlp_backbones.digits import make_scene
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def build(path, pretrained):
     from ppdet.core.workspace import create
 
     from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet_config import read_config
+    from cyclemlp_backbones.adapters.paddledet.config import read_config
 
     config = read_config(str(path), [])
     published = config["CycleMLP"]["pretrained"]
@@ -108,7 +108,7 @@ def training_sides(path, folder):
     from ppdet.core.workspace import create
 
     from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet_config import read_config
+    from cyclemlp_backbones.adapters.paddledet.config import read_config
 
     config = read_config(str(path), [])
     config["TrainDataset"].update(dataset(folder, "train"))

@@ -8,9 +8,9 @@ import os
 import paddle
 from paddle import nn
 
-from cyclemlp_backbones.checkpoint_files import read_checkpoint
-from cyclemlp_backbones.checkpoint_pickle import CheckpointError
-from cyclemlp_backbones.download import fetch, is_url
+from cyclemlp_backbones.weights.download import fetch, is_url
+from cyclemlp_backbones.weights.formats import read_checkpoint
+from cyclemlp_backbones.weights.pickles import CheckpointError
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5

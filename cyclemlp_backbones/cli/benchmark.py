@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cyclemlp_backbones.benchmark import ROUNDS, Ratio, Timing, describe_machine, measure, start_again_with, variables
 from cyclemlp_backbones.cli.info import parse_size
+from cyclemlp_backbones.timing import ROUNDS, Ratio, Timing, describe_machine, measure, start_again_with, variables
 from cyclemlp_backbones.variants import VARIANTS, variant_name
 
 PRECISIONS = ("fp32", "fp16", "bf16")

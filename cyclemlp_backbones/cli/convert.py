@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cyclemlp_backbones.checkpoint_files import LAYOUTS, CheckpointError, read_checkpoint_file, write_checkpoint
 from cyclemlp_backbones.cyclenet import CycleNet
-from cyclemlp_backbones.weights import load_arrays
+from cyclemlp_backbones.weights.formats import LAYOUTS, CheckpointError, read_checkpoint_file, write_checkpoint
+from cyclemlp_backbones.weights.loading import load_arrays
 
 SUFFIXES = (".pdparams", ".safetensors")
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from tqdm import tqdm
 
-from cyclemlp_backbones.demo import CLASSES, FORMATS, DemoSettings, write_demo_data
+from cyclemlp_backbones.digits import CLASSES, FORMATS, DemoSettings, write_demo_data
 
 
 def main(argv: list[str]) -> int:

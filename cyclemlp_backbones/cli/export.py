@@ -53,11 +53,11 @@ def main(argv: list[str]) -> int:
 
     check_folder(args.out, args.force)
     if args.task == "seg":
-        from cyclemlp_backbones.adapters.paddleseg_deploy import seg_export
+        from cyclemlp_backbones.adapters.paddleseg.export import seg_export
 
         model = seg_export(args.checkpoint, args.config, opts=args.opts, class_names=args.class_names)
     elif args.task == "det":
-        from cyclemlp_backbones.adapters.paddledet_deploy import det_export
+        from cyclemlp_backbones.adapters.paddledet.export import det_export
 
         model = det_export(
             args.checkpoint, args.config, format=args.format, opts=args.opts, class_names=args.class_names

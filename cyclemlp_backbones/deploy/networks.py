@@ -6,12 +6,12 @@ import math
 import os
 from pathlib import Path
 
-from cyclemlp_backbones.checkpoint_files import CheckpointError, Layout, read_checkpoint_file
 from cyclemlp_backbones.cli.convert import network_of
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing
 from cyclemlp_backbones.variants import VARIANTS
-from cyclemlp_backbones.weights import load_arrays
+from cyclemlp_backbones.weights.formats import CheckpointError, Layout, read_checkpoint_file
+from cyclemlp_backbones.weights.loading import load_arrays
 
 _CROP_PCT = 0.9
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from cyclemlp_backbones.demo import DemoSettings, write_demo_data
+from cyclemlp_backbones.digits import DemoSettings, write_demo_data
 from tests.adapters.tiny_seg import REPOSITORY
 
 NUM_CLASSES = 10

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cyclemlp_backbones.benchmark import Ratio, Timing, describe_machine, measure, variables
+from cyclemlp_backbones.timing import Ratio, Timing, describe_machine, measure, variables
 
 
 class Clock:

@@ -10,7 +10,7 @@ from typing import Any
 
 from classification.config import Config
 from classification.config_files import load_config
-from cyclemlp_backbones.demo import DemoSettings, write_demo_data
+from cyclemlp_backbones.digits import DemoSettings, write_demo_data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZE = {"depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "mlp_ratios": [2, 2, 2, 2]}

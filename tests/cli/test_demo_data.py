@@ -1,7 +1,7 @@
 import pytest
 
 from cyclemlp_backbones.cli import main
-from cyclemlp_backbones.demo import DemoSettings, is_complete
+from cyclemlp_backbones.digits import DemoSettings, is_complete
 
 
 def test_writes_what_the_flags_say_and_sums_it_up(tmp_path, capsys):

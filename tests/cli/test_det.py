@@ -16,7 +16,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from cyclemlp_backbones.adapters.paddledet_config import parse_options
+from cyclemlp_backbones.adapters.paddledet.config import parse_options
 from cyclemlp_backbones.cli import main
 from tests.adapters.tiny_det import cyclemlp, write_config, write_data
 from tests.adapters.tiny_seg import REPOSITORY

@@ -1,7 +1,7 @@
 import paddle
 import pytest
 
-from cyclemlp_backbones.adapters import paddleseg_tools
+from cyclemlp_backbones.adapters.paddleseg import launch as paddleseg_tools
 from cyclemlp_backbones.cli import main
 
 

@@ -19,10 +19,10 @@ from cyclemlp_backbones import (
     read_checkpoint,
     weights,
 )
-from cyclemlp_backbones.checkpoint_files import write_checkpoint
 from cyclemlp_backbones.cli import main
-from tests import pickles
+from cyclemlp_backbones.weights.formats import write_checkpoint
 from tests.reference import GOLDEN, fill_parameters, reference_input, relative_error
+from tests.weights import pickles
 
 SIZE = ([1, 1, 2, 1], [8, 16, 24, 32], [4, 4, 4, 4])
 TINY = GOLDEN / "tiny_zip.pth"

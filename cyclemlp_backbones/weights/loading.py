@@ -15,18 +15,18 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from cyclemlp_backbones.checkpoint_files import (
+from cyclemlp_backbones.layers import CycleFC
+from cyclemlp_backbones.shift import cycle_offsets
+from cyclemlp_backbones.variants import variant_name
+from cyclemlp_backbones.weights.download import fetch, is_url
+from cyclemlp_backbones.weights.formats import (
     LAYOUTS,
     Layout,
     MissingCheckpointError,
     read_checkpoint_file,
     strip_prefixes,
 )
-from cyclemlp_backbones.checkpoint_pickle import CheckpointError
-from cyclemlp_backbones.download import fetch, is_url
-from cyclemlp_backbones.layers import CycleFC
-from cyclemlp_backbones.shift import cycle_offsets
-from cyclemlp_backbones.variants import variant_name
+from cyclemlp_backbones.weights.pickles import CheckpointError
 
 logger = logging.getLogger(__name__)
 

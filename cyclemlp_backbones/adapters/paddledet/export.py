@@ -16,7 +16,7 @@ from ppdet.data.source.category import get_categories
 
 from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.adapters.paddledet import register_paddledet
-from cyclemlp_backbones.adapters.paddledet_config import config_errors, read_config
+from cyclemlp_backbones.adapters.paddledet.config import config_errors, read_config
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette

@@ -8,8 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from cyclemlp_backbones import demo
-from cyclemlp_backbones.demo import CLASSES, DemoSettings, is_complete, make_scene, run_lengths, write_demo_data
+from cyclemlp_backbones import digits
+from cyclemlp_backbones.digits import CLASSES, DemoSettings, is_complete, make_scene, run_lengths, write_demo_data
 
 SIZE = 64
 
@@ -47,20 +47,20 @@ def test_seed_split_and_index_each_change_the_scene():
     assert len(set(images)) == 8
 
 
-@pytest.mark.parametrize("form", demo.FORMATS)
+@pytest.mark.parametrize("form", digits.FORMATS)
 def test_files_are_the_same_bytes_whatever_the_number_of_workers(tmp_path, form):
     assert digests(write(tmp_path / "one", form, workers=1)) == digests(write(tmp_path / "five", form, workers=5))
 
 
 def test_visible_parts_do_not_overlap_and_at_most_a_quarter_of_a_digit_is_hidden(monkeypatch):
     full_areas = []
-    paint = demo._paint
+    paint = digits._paint
 
     def record(rng, image, alpha, mask):
         full_areas.append(int(mask.sum()))
         paint(rng, image, alpha, mask)
 
-    monkeypatch.setattr(demo, "_paint", record)
+    monkeypatch.setattr(digits, "_paint", record)
     hidden = []
     for index in range(60):
         full_areas.clear()
@@ -82,7 +82,7 @@ def test_a_later_digit_lies_over_an_earlier_one():
             assert counts.max() > 0.25 * len(colours)
 
 
-@pytest.mark.parametrize("split", demo.SPLITS)
+@pytest.mark.parametrize("split", digits.SPLITS)
 def test_all_class_ids_occur_and_no_other(split):
     seen = np.unique(np.concatenate([make_scene(split, index, size=SIZE).class_map.ravel() for index in range(20)]))
     assert seen.tolist() == list(range(11))
@@ -90,15 +90,15 @@ def test_all_class_ids_occur_and_no_other(split):
 
 @pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
 def test_a_split_uses_nothing_of_the_other(monkeypatch, split, other):
-    digits, values, photographs = demo._sources()
+    glyphs, values, photographs = digits._sources()
     before = [make_scene(split, index, size=SIZE).image for index in range(20)]
     theirs = [make_scene(other, index, size=SIZE).image for index in range(20)]
-    blank = digits.copy()
-    blank[demo._DIGITS_OF[other]] = 255
+    blank = glyphs.copy()
+    blank[digits._DIGITS_OF[other]] = 255
     dark = [photograph.copy() for photograph in photographs]
     for photograph in dark:
-        photograph[:, demo._COLUMNS_OF[other]] = 0
-    monkeypatch.setattr(demo, "_sources", lambda: (blank, values, tuple(dark)))
+        photograph[:, digits._COLUMNS_OF[other]] = 0
+    monkeypatch.setattr(digits, "_sources", lambda: (blank, values, tuple(dark)))
     for index in range(20):
         np.testing.assert_array_equal(make_scene(split, index, size=SIZE).image, before[index])
         assert (make_scene(other, index, size=SIZE).image != theirs[index]).any()
@@ -106,12 +106,12 @@ def test_a_split_uses_nothing_of_the_other(monkeypatch, split, other):
 
 def test_the_splits_share_no_digit_and_leave_a_gap_between_their_parts_of_a_photograph():
     indices = {
-        split: np.concatenate([demo.digit_indices(split, value) for value in range(10)]) for split in demo.SPLITS
+        split: np.concatenate([digits.digit_indices(split, value) for value in range(10)]) for split in digits.SPLITS
     }
     assert sorted(np.concatenate(list(indices.values()))) == list(range(1797))
-    train, val = demo._COLUMNS_OF["train"], demo._COLUMNS_OF["val"]
+    train, val = digits._COLUMNS_OF["train"], digits._COLUMNS_OF["val"]
     assert val.start - train.stop >= 16
-    pictures = {split: [part.tobytes() for part in demo.photograph_parts(split)] for split in demo.SPLITS}
+    pictures = {split: [part.tobytes() for part in digits.photograph_parts(split)] for split in digits.SPLITS}
     assert not set(pictures["train"]) & set(pictures["val"])
 
 
@@ -146,7 +146,7 @@ def test_imagenet_has_the_scenes_with_one_digit_and_its_lists_and_folders_agree(
     seg, imagenet = write(tmp_path / "seg", "seg", max_digits=1), write(tmp_path / "imagenet", "imagenet")
     labels = dict(line.split() for line in (imagenet / "map_to_10.txt").read_text().splitlines())
     assert sorted(labels.values()) == sorted(map(str, range(10)))
-    for split in demo.SPLITS:
+    for split in digits.SPLITS:
         lines = [line.split() for line in (imagenet / f"{split}.txt").read_text().splitlines()]
         pairs = [line.split() for line in (seg / f"{split}.txt").read_text().splitlines()]
         for (name, label), (image_name, annotation_name) in zip(lines, pairs, strict=True):
@@ -195,7 +195,7 @@ def test_an_interrupted_run_is_not_complete_and_force_replaces_it(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_demo_data(folder, settings, progress=stop_after_five)
-    assert json.loads((folder / demo.MARKER).read_text())["complete"] is False
+    assert json.loads((folder / digits.MARKER).read_text())["complete"] is False
     assert not is_complete(folder, settings)
     with pytest.raises(FileExistsError, match=r"data is not empty.*--force"):
         write_demo_data(folder, settings)
@@ -245,7 +245,7 @@ def test_an_unknown_split_is_named():
 
 
 def test_the_picture_shows_image_truth_and_prediction_of_every_scene(tmp_path):
-    from demo.picture import draw_picture
+    from digits.picture import draw_picture
 
     scenes = [make_scene("val", index, size=SIZE) for index in range(3)]
     flat = np.full((SIZE, SIZE), 4)
@@ -261,15 +261,15 @@ def test_the_picture_shows_image_truth_and_prediction_of_every_scene(tmp_path):
     picture = read(path)[..., :3]
     height, width = picture.shape[:2]
     assert (width, height) == pytest.approx((570, 680), abs=2)
-    colour = np.array(demo.PALETTE[4])
+    colour = np.array(digits.PALETTE[4])
     third = (picture == colour).all(-1).sum(0) / height  # the prediction's flat colour, by column
     assert third[int(0.7 * width) : int(0.97 * width)].min() > 0.6
     assert third[: int(0.3 * width)].max() < 0.1
 
 
 def test_the_evaluation_is_read_from_paddleseg_s_output():
-    from demo.seg import read_evaluation
-    from demo.steps import DemoFailure
+    from digits.seg import read_evaluation
+    from digits.steps import DemoFailure
 
     output = (
         "x\n[EVAL] #Images: 2 mIoU: 0.2500 Acc: 0.9 Kappa: 0.1 Dice: 0.3\n"
@@ -281,7 +281,7 @@ def test_the_evaluation_is_read_from_paddleseg_s_output():
 
 
 def test_all_background_miou_is_what_a_confusion_matrix_gives():
-    from demo.seg import DIGITS, SMOKE, all_background_miou
+    from digits.seg import DIGITS, SMOKE, all_background_miou
 
     scenes = [make_scene("val", index, size=SMOKE.size, max_digits=DIGITS) for index in range(SMOKE.val_scenes)]
     truth = np.stack([scene.class_map for scene in scenes])

@@ -31,7 +31,7 @@ from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
 from ppdet.modeling.proposal_generator import target
 from ppdet.modeling.proposal_generator.rpn_head import RPNHead
 
-from cyclemlp_backbones.adapters import paddledet_static
+from cyclemlp_backbones.adapters.paddledet import static
 from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, apply_needed, fails
 
 SWITCH = "CYCLEMLP_PADDLEDET_REPAIRS_OFF"
@@ -183,8 +183,8 @@ def _proposals_count_by_slicing() -> bool:
 
 
 def _repair_proposals() -> None:
-    paddledet_static.ORIGINALS["gen_proposal"] = RPNHead._gen_proposal
-    RPNHead._gen_proposal = paddledet_static.gen_proposal_or_onnx
+    static.ORIGINALS["gen_proposal"] = RPNHead._gen_proposal
+    RPNHead._gen_proposal = static.gen_proposal_or_onnx
 
 
 def _predictions_index_counts() -> bool:
@@ -192,12 +192,12 @@ def _predictions_index_counts() -> bool:
 
 
 def _repair_predictions() -> None:
-    paddledet_static.ORIGINALS.update(
+    static.ORIGINALS.update(
         get_pred=BBoxPostProcess.get_pred, paste=MaskPostProcess.__call__, forward_test=MaskHead.forward_test
     )
-    BBoxPostProcess.get_pred = paddledet_static.get_pred_or_onnx
-    MaskPostProcess.__call__ = paddledet_static.paste_masks_or_onnx
-    MaskHead.forward_test = paddledet_static.predict_masks
+    BBoxPostProcess.get_pred = static.get_pred_or_onnx
+    MaskPostProcess.__call__ = static.paste_masks_or_onnx
+    MaskHead.forward_test = static.predict_masks
 
 
 REPAIRS = (

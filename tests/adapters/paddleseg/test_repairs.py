@@ -11,8 +11,8 @@ import paddle
 import pytest
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
 
-from cyclemlp_backbones.adapters import paddleseg_repairs
 from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+from cyclemlp_backbones.adapters.paddleseg import repairs as paddleseg_repairs
 from tests.adapters.tiny_seg import SEMANTIC_FPN, cyclemlp, python, write_config, write_data
 
 ERRORS = {

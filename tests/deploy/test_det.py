@@ -22,7 +22,7 @@ def save_random(config, weights):
     from ppdet.core.workspace import create
 
     from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet_config import read_config
+    from cyclemlp_backbones.adapters.paddledet.config import read_config
 
     paddle.seed(1)
     model = create(read_config(str(config), []).architecture)

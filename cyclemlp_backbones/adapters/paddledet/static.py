@@ -1,6 +1,6 @@
 """Parts of PaddleDetection's R-CNNs, written so that they also run as a static graph with an open batch size.
 
-They replace methods of PaddleDetection's classes (see `paddledet_repairs`). Paddle's translation to a static graph
+They replace methods of PaddleDetection's classes (see `repairs`). Paddle's translation to a static graph
 reads the source in this file. Predictions are handled without a loop over images.
 """
 

@@ -55,8 +55,8 @@ def run(folder, detector, action, **environment):
 
 
 def status_in_this_release():
-    from cyclemlp_backbones.adapters import paddledet_repairs
     from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet import repairs as paddledet_repairs
 
     register_paddledet()
     return paddledet_repairs.apply_repairs()
@@ -97,7 +97,7 @@ def original_and_repaired(name, use):
     """`use(module)` with the repairs that it needs in order to run at all, and with `name` too."""
     os.environ["CYCLEMLP_PADDLEDET_REPAIRS_OFF"] = name
     import cyclemlp_backbones.adapters.paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters import paddledet_repairs
+    from cyclemlp_backbones.adapters.paddledet import repairs as paddledet_repairs
 
     original = use()
     (repair,) = [repair for repair in paddledet_repairs.REPAIRS if repair.name == name]

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cyclemlp_backbones.checkpoint_arrays import NAMES, ElementType, JoinedArray, StoredArray, check_shape
-from cyclemlp_backbones.checkpoint_pickle import CheckpointError, PickleReader, damaged, printable
-from cyclemlp_backbones.checkpoint_torch import LEGACY_MAGIC, ZIP_MAGIC, read_torch_legacy, read_torch_zip
+from cyclemlp_backbones.weights.arrays import NAMES, ElementType, JoinedArray, StoredArray, check_shape
+from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader, damaged, printable
+from cyclemlp_backbones.weights.torch_files import LEGACY_MAGIC, ZIP_MAGIC, read_torch_legacy, read_torch_zip
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 from typing import Any, Literal
 
-from cyclemlp_backbones.checkpoint_arrays import NAMES, ElementType, Storage
-from cyclemlp_backbones.checkpoint_pickle import CheckpointError, PickleReader, damaged, printable
+from cyclemlp_backbones.weights.arrays import NAMES, ElementType, Storage
+from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader, damaged, printable
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."

@@ -59,7 +59,7 @@ def backbone_and_classes(path):
     from ppdet.core.workspace import create
 
     from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet_config import read_config
+    from cyclemlp_backbones.adapters.paddledet.config import read_config
 
     config = read_config(str(path), [])
     model = create(config.architecture)

@@ -1,14 +1,14 @@
 """CycleMLP in PaddleSeg: importing this module registers the backbones `CycleMLP_B0` … `CycleMLP_B5`, the model
-`SemanticFPN` and the optimizer `AdamWLayerDecay`, and repairs what the release gets wrong (see `paddleseg_repairs`)."""
+`SemanticFPN` and the optimizer `AdamWLayerDecay`, and repairs what the release gets wrong (see `repairs`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cyclemlp_backbones.adapters.semantic_fpn import SemanticFPN as SemanticFPN
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.factory import Pretrained, build_backbone
+from cyclemlp_backbones.heads.semantic_fpn import SemanticFPN as SemanticFPN
 from cyclemlp_backbones.variants import list_variants
 
 try:
@@ -22,8 +22,8 @@ except ImportError as error:
         'not load with numpy 2; `pip install "numpy<2"`, or all at once `pip install "cyclemlp-backbones[seg]"`'
     ) from error
 
-from cyclemlp_backbones.adapters.paddleseg_optimizer import AdamWLayerDecay
-from cyclemlp_backbones.adapters.paddleseg_repairs import apply_repairs
+from cyclemlp_backbones.adapters.paddleseg.optimizer import AdamWLayerDecay
+from cyclemlp_backbones.adapters.paddleseg.repairs import apply_repairs
 
 
 def _backbone_component(variant: str) -> Callable[..., CycleNet]:

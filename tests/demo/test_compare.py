@@ -60,7 +60,7 @@ def built(head, path):
         from ppdet.core.workspace import create
 
         from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-        from cyclemlp_backbones.adapters.paddledet_config import read_config
+        from cyclemlp_backbones.adapters.paddledet.config import read_config
 
         model = create(read_config(str(path), []).architecture)
     names = {name: list(value.shape) for name, value in model.named_parameters() if not value.stop_gradient}

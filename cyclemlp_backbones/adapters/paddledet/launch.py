@@ -24,10 +24,10 @@ from ppdet.utils.check import check_version
 
 from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.adapters.paddledet import register_paddledet
-from cyclemlp_backbones.adapters.paddledet_config import config_errors, read_config
+from cyclemlp_backbones.adapters.paddledet.config import config_errors, read_config
 from cyclemlp_backbones.cyclenet import CycleNet
-from cyclemlp_backbones.download import is_url
-from cyclemlp_backbones.weights import load_weights
+from cyclemlp_backbones.weights.download import is_url
+from cyclemlp_backbones.weights.loading import load_weights
 
 _LOG = logging.getLogger(__name__)
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp")

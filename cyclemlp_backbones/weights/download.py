@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cyclemlp_backbones.checkpoint_pickle import CheckpointError
+from cyclemlp_backbones.weights.pickles import CheckpointError
 
 logger = logging.getLogger(__name__)
 

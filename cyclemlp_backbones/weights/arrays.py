@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cyclemlp_backbones.checkpoint_pickle import CheckpointError, Constructor, Inert, damaged, printable
+from cyclemlp_backbones.weights.pickles import CheckpointError, Constructor, Inert, damaged, printable
 
 _MAX_DIMENSIONS = 16
 _NUMBER_CODES = frozenset(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"])

@@ -20,10 +20,11 @@ import pytest
 from paddle import nn
 from safetensors.numpy import save_file
 
-from cyclemlp_backbones import CheckpointError, checkpoint_pickle, read_checkpoint
-from cyclemlp_backbones.checkpoint_files import WRAPPERS, read_checkpoint_file, write_checkpoint
-from tests import pickles
+from cyclemlp_backbones import CheckpointError, read_checkpoint
+from cyclemlp_backbones.weights import pickles as checkpoint_pickle
+from cyclemlp_backbones.weights.formats import WRAPPERS, read_checkpoint_file, write_checkpoint
 from tests.reference import GOLDEN, reference_parameter
+from tests.weights import pickles
 
 GOLDEN_FILES = ("tiny_zip.pth", "tiny_legacy.pth", "tiny_ddp_fp16.pth")
 RANGE = np.arange(12, dtype=np.float32)
@@ -70,7 +71,7 @@ def test_neither_torch_nor_paddle_is_needed():
         package = types.ModuleType("cyclemlp_backbones")
         package.__path__ = [sys.argv[1]]
         sys.modules["cyclemlp_backbones"] = package
-        from cyclemlp_backbones.checkpoint_files import read_checkpoint
+        from cyclemlp_backbones.weights.formats import read_checkpoint
         print(*(len(read_checkpoint(path)) for path in sys.argv[2:]))
     """
     package = Path(checkpoint_pickle.__file__).parent

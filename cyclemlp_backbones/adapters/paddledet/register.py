@@ -1,5 +1,5 @@
 """CycleMLP in PaddleDetection: importing this module registers the backbone `CycleMLP`, makes COCODataSet check its
-annotation file (see `coco_checks`), and repairs what the installed release gets wrong (see `paddledet_repairs`)."""
+annotation file (see `coco`), and repairs what the installed release gets wrong (see `repairs`)."""
 
 # No `from __future__ import annotations`: PaddleDetection checks a configuration's values against these annotations.
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from paddle import Tensor, nn
 
-from cyclemlp_backbones.adapters.coco_checks import check_annotations
+from cyclemlp_backbones.adapters.paddledet.coco import check_annotations
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.factory import Pretrained
 from cyclemlp_backbones.layer_decay import apply_layer_decay
 from cyclemlp_backbones.variants import VARIANTS, variant_name
-from cyclemlp_backbones.weights import load_weights, locate_weights
+from cyclemlp_backbones.weights.loading import load_weights, locate_weights
 
 try:
     from ppdet.core.workspace import global_config, register, serializable
@@ -31,7 +31,7 @@ except ImportError as error:
         'not load with numpy 2; `pip install "numpy<2"`, or all at once `pip install "cyclemlp-backbones[det]"`'
     ) from error
 
-from cyclemlp_backbones.adapters.paddledet_repairs import apply_repairs
+from cyclemlp_backbones.adapters.paddledet.repairs import apply_repairs
 
 LAYER_DECAY = "cyclemlp_layer_decay"
 """The value of AdamWDL's `set_param_lr_func` that stands for `layer_decay_factor`."""

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from cyclemlp_backbones import CheckpointError, CycleNet, download, load_weights
-from cyclemlp_backbones.download import DownloadError, cached_path, fetch
-from cyclemlp_backbones.weights import locate_weights
+from cyclemlp_backbones import CheckpointError, CycleNet, load_weights
+from cyclemlp_backbones.weights import download
+from cyclemlp_backbones.weights.download import DownloadError, cached_path, fetch
+from cyclemlp_backbones.weights.loading import locate_weights
 from tests.reference import GOLDEN, random_state
 
 CONTENT = random_state("download").bytes(3_000_000)
@@ -283,7 +284,7 @@ def test_processes_that_start_together_download_once(server):
         package = types.ModuleType("cyclemlp_backbones")  # without Paddle, which takes seconds to import
         package.__path__ = [sys.argv[1]]
         sys.modules["cyclemlp_backbones"] = package
-        from cyclemlp_backbones.download import fetch
+        from cyclemlp_backbones.weights.download import fetch
         print("ready", flush=True)
         print(fetch(sys.argv[2]))
     """

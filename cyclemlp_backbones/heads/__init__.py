@@ -1,0 +1,1 @@
+"""Heads that the paper used."""
