@@ -17,9 +17,9 @@ from cyclemlp_backbones import (
     build_classifier,
     load_weights,
     read_checkpoint,
-    weights,
 )
 from cyclemlp_backbones.cli import main
+from cyclemlp_backbones.weights import loading
 from cyclemlp_backbones.weights.formats import write_checkpoint
 from tests.reference import GOLDEN, fill_parameters, reference_input, relative_error
 from tests.weights import pickles
@@ -282,10 +282,10 @@ def test_pretrained_takes_a_path_and_fits_classifier_and_backbone(tmp_path):
 
 def test_published_sources(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(weights, "fetch", lambda url: asked.append(url) or tmp_path / "x.pth")
+    monkeypatch.setattr(loading, "fetch", lambda url: asked.append(url) or tmp_path / "x.pth")
     for variant in ("b1", "CycleMLP_B5"):
-        assert weights.locate_weights(True, variant) == tmp_path / "x.pth"
-    weights.locate_weights("https://example.org/x.pth", "b0")
+        assert loading.locate_weights(True, variant) == tmp_path / "x.pth"
+    loading.locate_weights("https://example.org/x.pth", "b0")
     release = "https://github.com/ShoufaChen/CycleMLP/releases/download/v0.1"
     assert asked == [f"{release}/CycleMLP_B1.pth", f"{release}/CycleMLP_B5.pth", "https://example.org/x.pth"]
     with pytest.raises(ValueError, match="no weights are published for CycleMLP b0, only for b1"):

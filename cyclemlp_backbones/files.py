@@ -1,0 +1,94 @@
+"""What every part of the project does with files: whole or not at all, told apart by hash. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import secrets
+import socket
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_CHUNK = 1 << 20
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Has `write(temporary)` write a file beside `path`, brings it to the disk, and only then gives it its name.
+
+    Whatever happens on the way, `path` is as it was before or whole, with the permissions of any new file. What a
+    killed process left behind of the same file is removed.
+    """
+    path = Path(path)
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    _sweep(path)
+    temporary = path.with_name(f".{path.name}.{owner}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.touch(exist_ok=False)  # nobody's file, and no link to one
+        mode = temporary.stat().st_mode & 0o777
+        write(temporary)
+        temporary.chmod(mode)
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what processes of this machine that are no more have left of `path`."""
+    host = f"{socket.gethostname()}-"
+    for left in path.parent.glob(f".{path.name}.{host}*.tmp"):
+        pid = left.name.removeprefix(f".{path.name}.{host}").split(".")[0]
+        if pid.isdecimal() and not _runs(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of `packages`, names as pip has them, that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the checkout that this package lies in, with "+" if it has changes; "unknown" outside one."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
+    try:
+        run = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return run.stdout.strip() or "unknown"
