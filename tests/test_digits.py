@@ -245,7 +245,7 @@ def test_an_unknown_split_is_named():
 
 
 def test_the_picture_shows_image_truth_and_prediction_of_every_scene(tmp_path):
-    from digits.picture import draw_picture
+    from demo.picture import draw_picture
 
     scenes = [make_scene("val", index, size=SIZE) for index in range(3)]
     flat = np.full((SIZE, SIZE), 4)
