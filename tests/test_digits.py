@@ -268,8 +268,8 @@ def test_the_picture_shows_image_truth_and_prediction_of_every_scene(tmp_path):
 
 
 def test_the_evaluation_is_read_from_paddleseg_s_output():
-    from digits.seg import read_evaluation
-    from digits.steps import DemoFailure
+    from demo.seg import read_evaluation
+    from demo.steps import DemoFailure
 
     output = (
         "x\n[EVAL] #Images: 2 mIoU: 0.2500 Acc: 0.9 Kappa: 0.1 Dice: 0.3\n"
@@ -281,7 +281,7 @@ def test_the_evaluation_is_read_from_paddleseg_s_output():
 
 
 def test_all_background_miou_is_what_a_confusion_matrix_gives():
-    from digits.seg import DIGITS, SMOKE, all_background_miou
+    from demo.seg import DIGITS, SMOKE, all_background_miou
 
     scenes = [make_scene("val", index, size=SMOKE.size, max_digits=DIGITS) for index in range(SMOKE.val_scenes)]
     truth = np.stack([scene.class_map for scene in scenes])
