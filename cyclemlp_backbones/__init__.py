@@ -8,14 +8,14 @@ import zlib  # noqa: F401  before paddle: Paddle 2.6 exports symbols that crash 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cyclemlp_backbones.cyclenet import CycleFC as CycleFC
     from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
+    from cyclemlp_backbones.cyclenet import cycle_offsets as cycle_offsets
     from cyclemlp_backbones.factory import build_backbone as build_backbone
     from cyclemlp_backbones.factory import build_classifier as build_classifier
     from cyclemlp_backbones.layer_decay import apply_layer_decay as apply_layer_decay
-    from cyclemlp_backbones.layers import CycleFC as CycleFC
-    from cyclemlp_backbones.pyramid import StageSpec as StageSpec
-    from cyclemlp_backbones.shift import cycle_offsets as cycle_offsets
     from cyclemlp_backbones.variants import VARIANTS as VARIANTS
+    from cyclemlp_backbones.variants import StageSpec as StageSpec
     from cyclemlp_backbones.variants import Variant as Variant
     from cyclemlp_backbones.variants import list_variants as list_variants
     from cyclemlp_backbones.weights.formats import read_checkpoint as read_checkpoint
@@ -29,16 +29,16 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "CheckpointError": "weights.pickles",
-    "CycleFC": "layers",
+    "CycleFC": "cyclenet",
     "CycleNet": "cyclenet",
     "LoadReport": "weights.loading",
-    "StageSpec": "pyramid",
+    "StageSpec": "variants",
     "VARIANTS": "variants",
     "Variant": "variants",
     "apply_layer_decay": "layer_decay",
     "build_backbone": "factory",
     "build_classifier": "factory",
-    "cycle_offsets": "shift",
+    "cycle_offsets": "cyclenet",
     "list_variants": "variants",
     "load_weights": "weights.loading",
     "locate_weights": "weights.loading",

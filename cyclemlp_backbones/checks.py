@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import numbers
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,65 @@ from typing import Any
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """`value`, if it is an integer from `least` to `most`, no boolean; else ValueError that calls it `name`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integer or value < least or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; it takes an integer {allowed}")
-    return value
+    return int(value)
+
+
+def check_integers(name: str, values: Any, *, count: int, least: int) -> None:
+    """ValueError unless `values` is a sequence of `count` integers of at least `least`."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+    if not listed or any(type(value) is not int or value < least for value in values):
+        raise ValueError(f"{name} is {values!r}; it takes {count} integers of at least {least}")
+
+
+def check_positive(name: str, values: Any, *, count: int) -> None:
+    """ValueError unless `values` is a sequence of `count` numbers above 0."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+    if not listed or not all(isinstance(value, (int, float)) and value > 0 for value in values):
+        raise ValueError(f"{name} is {values!r}; it takes {count} positive numbers")
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """`value`, if it is a number from 0 up to, but not including, 1; else ValueError."""
+    if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value!r}; it takes a probability from 0 up to, but not including, 1")
+    return float(value)
+
+
+def check_subset(name: str, values: Any, count: int) -> tuple[int, ...]:
+    """`values` counted from 0, if they are a non-empty, increasing choice of 0 .. `count` - 1, where -1 stands for the
+    last; else ValueError."""
+    listed = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    integers = listed and len(values) > 0 and all(type(value) is int for value in values)
+    chosen = tuple(value + count if value < 0 else value for value in values) if integers else ()
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
+        raise ValueError(
+            f"{name} is {values!r}; it takes a non-empty, increasing subset of {list(range(count))}, "
+            f"or, from the end, of {list(range(-count, 0))}"
+        )
+    return chosen
+
+
+def check_kernel_size(kernel_size: Any) -> tuple[int, int]:
+    """`kernel_size`, if it is (1, K) or (K, 1) with an integer K of at least 1; else ValueError."""
+    sizes = tuple(kernel_size) if isinstance(kernel_size, (tuple, list)) else ()
+    if len(sizes) != 2 or 1 not in sizes or not all(type(size) is int and size >= 1 for size in sizes):
+        raise ValueError(f"kernel_size is {kernel_size!r}; CycleFC takes (1, K) or (K, 1) with an integer K >= 1")
+    return sizes[0], sizes[1]
+
+
+def check_map(shape: Sequence[int], layout: str, channels: int, least: int = 0) -> Sequence[int]:
+    """`shape`, if it is that of feature maps or images: `layout` is "NCHW" or "NHWC", H and W are `least` and more, and
+    -1 stands for an open size; else ValueError."""
+    fits = len(shape) == 4 and shape[layout.index("C")] in (channels, -1)
+    if not fits or any(0 <= shape[layout.index(axis)] < least for axis in "HW"):
+        wanted = ", ".join(layout).replace("C", str(channels))
+        remedy = f", heights and widths of {least} pixels and more: resize or pad a smaller image" if least else ""
+        raise ValueError(f"the input has shape {list(shape)}; it takes [{wanted}]{remedy}")
+    return shape
 
 
 def boolean(text: str) -> bool:

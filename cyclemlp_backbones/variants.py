@@ -7,6 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+MIN_SIZE = 32
+"""Smallest height and width of an image, in pixels: the last stage still has one position."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Channels and stride (input pixels per output position, along each side) of one output of a network."""
+
+    channels: int
+    stride: int
+
 
 @dataclass(frozen=True)
 class Variant:

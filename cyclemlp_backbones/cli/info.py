@@ -6,8 +6,7 @@ import argparse
 import re
 
 from cyclemlp_backbones.complexity import multiply_adds, stage_sizes
-from cyclemlp_backbones.pyramid import MIN_SIZE
-from cyclemlp_backbones.variants import VARIANTS, variant_name
+from cyclemlp_backbones.variants import MIN_SIZE, VARIANTS, variant_name
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -15,8 +15,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from cyclemlp_backbones.layers import CycleFC
-from cyclemlp_backbones.shift import cycle_offsets
+from cyclemlp_backbones.cyclenet import CycleFC, cycle_offsets
 from cyclemlp_backbones.variants import variant_name
 from cyclemlp_backbones.weights.download import fetch, is_url
 from cyclemlp_backbones.weights.formats import (

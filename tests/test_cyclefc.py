@@ -1,4 +1,4 @@
-"""CycleFC against the reference implementation's values, deform_conv2d and plain NumPy."""
+"""CycleFC, plain and in its fast form, against the reference implementation's values, deform_conv2d and NumPy."""
 
 import re
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from paddle.vision.ops import deform_conv2d
 
 from cyclemlp_backbones import CycleFC, cycle_offsets
-from cyclemlp_backbones.layers import DropPath
-from cyclemlp_backbones.shift import cycle_shift
+from cyclemlp_backbones.cyclenet import CycleBlock
+from cyclemlp_backbones.fast_cpu import accelerate
 from tests.reference import GOLDEN, random_state, reference_parameter, relative_error
 
 GOLDEN_LAYERS = np.load(GOLDEN / "cyclefc.npz")
@@ -30,10 +30,11 @@ def shifted_by_numpy(x: np.ndarray, kernel_size: tuple[int, int]) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("form", [lambda layer: layer, accelerate], ids=["plain", "fast"])
 @pytest.mark.parametrize("key", KEYS)
-def test_layer_and_its_gradients_equal_the_golden_values(key):
+def test_layer_and_its_gradients_equal_the_golden_values(key, form):
     kh, kw, n, c, o, h, w = map(int, re.fullmatch(r"k(\d+)x(\d+)_(\d+)x(\d+)x(\d+)x(\d+)x(\d+)", key).groups())
-    layer = CycleFC(c, o, (kh, kw))
+    layer = form(CycleFC(c, o, (kh, kw)))
     layer.weight.set_value(reference_parameter(f"{key}.weight", (o, c, 1, 1)))
     layer.bias.set_value(reference_parameter(f"{key}.bias", (o,)))
     image = random_state(f"public{key}/input/{n}x{c}x{h}x{w}").standard_normal((n, c, h, w)).astype(np.float32)
@@ -68,7 +69,8 @@ def test_layer_equals_deform_conv2d(length, vertical, batch, channels, height, w
         layer.bias,
         deformable_groups=channels,
     )
-    np.testing.assert_allclose(layer(x).numpy(), expected.transpose([0, 2, 3, 1]).numpy(), atol=1e-6)
+    for form in (layer, accelerate(layer)):
+        np.testing.assert_allclose(form(x).numpy(), expected.transpose([0, 2, 3, 1]).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -104,21 +106,21 @@ def test_float64_gradients_equal_numpys():
     assert abs((x.grad.numpy() * v).sum() - inner) <= 1e-12 * abs(inner)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32"])
-@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1), (1, 4)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32"])
+@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1), (1, 4), (9, 1)])
 def test_shift_is_exact_in_every_dtype(dtype, kernel_size):
-    """Half precision takes the path that a GPU takes: slices, where crop has no kernel."""
     values = np.random.RandomState(0).randint(-9, 9, (2, 3, 4, 8)).astype(np.float32)
-    shifted = cycle_shift(paddle.to_tensor(values).astype(dtype), kernel_size)
+    shifted = CycleFC(8, 1, kernel_size).shift(paddle.to_tensor(values).astype(dtype))
     assert str(shifted.dtype).endswith(dtype)
     length = max(kernel_size)
-    order = [channel for residue in range(length) for channel in range(residue, 8, length)]
-    expected = shifted_by_numpy(values, kernel_size)[..., order]
-    actual = shifted.astype("float32").numpy()
     groups = -(-8 // length)
-    used = [r * groups + j for r in range(length) for j in range(len(range(r, 8, length)))]
-    assert (actual[..., used] == expected).all()
-    assert not np.delete(actual, used, axis=-1).any()
+    actual = shifted.astype("float32").numpy()
+    expected = shifted_by_numpy(values, kernel_size)
+    for residue in range(length):
+        channels = list(range(residue, 8, length))
+        group = actual[..., residue * groups : (residue + 1) * groups]
+        assert (group[..., : len(channels)] == expected[..., channels]).all()
+        assert not group[..., len(channels) :].any()
 
 
 def test_a_nan_reaches_only_the_positions_that_read_it():
@@ -130,8 +132,9 @@ def test_a_nan_reaches_only_the_positions_that_read_it():
 
 @pytest.mark.parametrize("kernel_size", [(1, 1), (1, 3), (5, 1)])
 def test_an_empty_batch_gives_an_empty_result(kernel_size):
-    y = CycleFC(4, 6, kernel_size)(paddle.zeros([0, 5, 7, 4]))
-    assert y.shape == [0, 5, 7, 6]
+    layer = CycleFC(4, 6, kernel_size)
+    for form in (layer, accelerate(layer)):
+        assert form(paddle.zeros([0, 5, 7, 4])).shape == [0, 5, 7, 6]
 
 
 @pytest.mark.parametrize("kernel_size", [(1, 3), (7, 1), (1, 1)])
@@ -170,39 +173,16 @@ def test_initialisation():
     assert not layer.bias.numpy().any()
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_expectation():
     paddle.seed(0)
-    drop = DropPath(0.25)
-    y = drop(paddle.ones([4000, 2, 2, 3])).numpy().reshape(4000, -1)
-    assert (y == y[:, :1]).all()
-    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
-    assert abs((y[:, 0] == 0).mean() - 0.25) < 0.03
-    drop.eval()
-    assert (drop(paddle.ones([8, 3])).numpy() == 1).all()
-    with pytest.raises(ValueError, match=r"1\.0"):
-        DropPath(1.0)
-
-
-@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1), (1, 4), (5, 1), (1, 1)])
-@pytest.mark.parametrize(("height", "width", "out_channels"), [(6, 7, 3), (2, 2, 40)])
-def test_cpu_form_equals_the_one_for_other_devices(kernel_size, height, width, out_channels, monkeypatch):
-    paddle.seed(4)
-    layer = CycleFC(7, out_channels, kernel_size).to(dtype="float64")
-    x = paddle.randn([2, height, width, 7], dtype="float64")
-    x.stop_gradient = False
-
-    def run():
-        y = layer(x)
-        first = paddle.grad((y**3).sum(), [x, layer.weight, layer.bias], create_graph=True)
-        second = paddle.grad(sum((gradient**2).sum() for gradient in first), [x, layer.weight])
-        (alone,) = paddle.grad((layer(x) ** 3).sum(), x)  # as a saliency map asks
-        with paddle.no_grad():
-            without_gradient = layer(x)
-        return [y, without_gradient, *first, *second, alone]
-
-    on_cpu = run()
-    monkeypatch.setattr("cyclemlp_backbones.shift.runs_on_cpu", lambda x: False)
-    monkeypatch.setattr("cyclemlp_backbones.operators.runs_on_cpu", lambda x: False)
-    for actual, expected in zip(on_cpu, run(), strict=True):
-        scale = max(1.0, float(expected.abs().max()))
-        np.testing.assert_allclose(actual.numpy(), expected.numpy(), rtol=0, atol=1e-13 * scale)
+    block = CycleBlock(4, 2.0, drop_path_rate=0.25)
+    x = paddle.randn([4000, 2, 2, 4])
+    branch = block.attn(block.norm1(x)).numpy()
+    factor = block.draw(x)
+    y = block.add_branch(x, block.norm1, block.attn, factor).numpy()
+    dropped = factor.numpy().ravel() == 0
+    assert abs(dropped.mean() - 0.25) < 0.03
+    assert (y[dropped] == x.numpy()[dropped]).all()
+    np.testing.assert_allclose(y[~dropped], (x.numpy() + branch / 0.75)[~dropped], atol=1e-5)
+    block.eval()
+    assert block.draw(x) is None
