@@ -38,7 +38,7 @@ def with_zeros(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     return paddle.concat([zeros] * before + [x] + [zeros] * after, axis=axis)
 
 
-def _by_residue(x: Tensor, length: int) -> list[Tensor]:
+def by_residue(x: Tensor, length: int) -> list[Tensor]:
     """Channels 0, K, 2K …, then 1, K + 1 …: [..., C] -> K tensors [..., ceil(C / K)], filled up with zeros."""
     axes, channels = len(x.shape), x.shape[-1]
     x = with_zeros(x, axes - 1, 0, -channels % length).reshape([0] * (axes - 1) + [-(-channels // length), length])
@@ -64,10 +64,10 @@ class CycleFC(nn.Layer):
         self.bias = self.create_parameter([out_channels], is_bias=True) if bias else None
 
     def shift(self, x: Tensor) -> Tensor:
-        """Every channel read at its offset: [N, H, W, K * ceil(C_in / K)], in the order of `_by_residue`."""
+        """Every channel read at its offset: [N, H, W, K * ceil(C_in / K)], in the order of `by_residue`."""
         padded = with_zeros(x, self.axis, self.length // 2, (self.length - 1) // 2)
         read = []
-        for residue, group in enumerate(_by_residue(padded, self.length)):
+        for residue, group in enumerate(by_residue(padded, self.length)):
             start = (residue + self.length // 2) % self.length  # padded[p + start] is x[p + d]
             read.append(paddle.slice(group, [self.axis], [start], [start - self.length + 1 or 2**31 - 1]))
         return paddle.concat(read, axis=3)
@@ -75,7 +75,7 @@ class CycleFC(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         if _is_empty(x, "NHWC", self.in_channels):
             return paddle.zeros([*x.shape[:3], self.out_channels], x.dtype)
-        columns = _by_residue(self.weight.reshape([self.out_channels, self.in_channels]), self.length)
+        columns = by_residue(self.weight.reshape([self.out_channels, self.in_channels]), self.length)
         y = paddle.matmul(self.shift(x), paddle.concat(columns, axis=1), transpose_y=True)
         return y if self.bias is None else y + self.bias
 
