@@ -23,7 +23,7 @@ needs a third of it."""
 LONG_TEXT = 4096
 """Longer texts are never names: they stay in the file."""
 
-_STEP, _MEMO, _ITEM, _RESULT = 32, 128, 128, 512  # what an opcode, a memo's and a dictionary's entry, a call cost
+_STEP, _MEMO, _ITEM, _RESULT = 64, 128, 128, 512  # what an opcode, a memo's and a dictionary's entry, a call cost
 _MAX_INTEGER_BYTES = 16
 _KEY_TYPES = (str, int, float, bool, type(None))
 _MALFORMED = (IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error)
@@ -273,6 +273,7 @@ class PickleReader:
                 "of what weights need; nothing was run. If you trust the file, save its weights alone: "
                 "a flat dictionary from names to arrays or tensors"
             )
+        self._spend(_ITEM)
         self._stack.append(self._names[module, name])
 
 
