@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cyclemlp_backbones.factory import read_network
 from cyclemlp_backbones.weights.formats import LAYOUTS, write_checkpoint
-from cyclemlp_backbones.weights.loading import read_network
 
 SUFFIXES = (".pdparams", ".safetensors")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing
+from cyclemlp_backbones.factory import read_network
 from cyclemlp_backbones.variants import VARIANTS
 from cyclemlp_backbones.weights.formats import Layout
-from cyclemlp_backbones.weights.loading import read_network
 from cyclemlp_backbones.weights.pickles import CheckpointError
 
 _CROP_PCT = 0.9

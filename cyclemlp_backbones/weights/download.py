@@ -36,7 +36,7 @@ MAX_TRIES = 20
 
 _CHUNK = 1 << 20
 _ROOM = "free space there, or set CYCLEMLP_HOME to another folder"
-_TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])
+_TRANSIENT = frozenset([408, 416, 425, 429, 500, 502, 503, 504])
 
 
 class DownloadError(OSError):
@@ -135,11 +135,8 @@ def _recorded(path: Path) -> dict[str, Any]:
 def _check(url: str, target: Path, sha256: str | None, size: int | None) -> None:
     """Compares the file with what is asked for and with its record, which is made on first use."""
     found = {"sha256": files.sha256(target), "size": target.stat().st_size}
-    record = _recorded(target)
-    for source, expected in (
-        ("asked for", {"sha256": sha256, "size": size}),
-        ("recorded when it was new", record),
-    ):
+    record, asked = _recorded(target), {"sha256": sha256, "size": size}
+    for source, expected in (("asked for", asked), ("recorded when it was new", record)):
         for key in found:
             value = expected.get(key)
             if value is not None and str(value).lower() != str(found[key]):
@@ -180,9 +177,8 @@ class _Download:
                 except _Interrupted as error:
                     delays = list(RETRY_DELAYS) if self._part_size() > before else delays
                     if not delays or number == MAX_TRIES:
-                        raise self._failed(
-                            f"{error}; what has come so far is kept, and the next call goes on from there"
-                        ) from error
+                        kept = "what has come so far is kept, and the next call goes on from there"
+                        raise self._failed(f"{error}; {kept}") from error
                     logger.warning("%s: %s; trying again in %g s", self.url, error, delays[0])
                     time.sleep(delays.pop(0))
         found = files.sha256(self.part)
@@ -211,7 +207,7 @@ class _Download:
         if not isinstance(version, str):
             self._discard()  # nothing tells whether the server still has the version that these bytes are of
         start = self._part_size()
-        headers = {"User-Agent": "cyclemlp-backbones", "Accept-Encoding": "identity"}
+        headers: dict[str, Any] = {"User-Agent": "cyclemlp-backbones", "Accept-Encoding": "identity"}
         if start:
             headers |= {"Range": f"bytes={start}-", "If-Range": version}
         try:
@@ -219,12 +215,9 @@ class _Download:
             response = opener.open(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             answer = f"the server answers {error.code} {printable(error.reason)}"
-            if error.code == 416:
+            if error.code == 416:  # it has not as many bytes as have come already
                 self._discard()
-                raise _Interrupted("the server has not as many bytes as have come already; starting anew") from error
-            if error.code in _TRANSIENT:
-                raise _Interrupted(answer) from error
-            raise self._failed(answer) from error
+            raise (_Interrupted(answer) if error.code in _TRANSIENT else self._failed(answer)) from error
         except urllib.error.URLError as error:
             raise _Interrupted(f"no connection ({printable(error.reason)})") from error
         except (http.client.InvalidURL, ValueError) as error:  # of a redirection
@@ -238,9 +231,7 @@ class _Download:
         headers, resumed = response.headers, response.status == 206
         encoding, announced = headers.get("Content-Encoding", "identity"), headers.get("Content-Length")
         if headers.get_content_type() == "text/html":
-            raise self._failed(
-                "the server answers with a web page, not a file; check the URL and whether a proxy asks for a login"
-            )
+            raise self._failed("the server answers with a web page; check the URL and whether a proxy asks for a login")
         if response.status not in (200, 206) or encoding.lower() != "identity":
             raise self._failed(f"the server answers {response.status}, encoding {printable(encoding)}, not the file")
         if announced is not None and not re.fullmatch(_NATURAL, announced):
@@ -256,9 +247,7 @@ class _Download:
         else:
             start = 0
         if total is None and self.sha256 is None:
-            raise self._failed(
-                "the server does not tell the length of the file, so that a cut download would pass for a whole one"
-            )
+            raise self._failed("the server does not tell the length of the file: nothing could tell that it is whole")
         if self.size not in (None, total):
             self._discard()
             raise self._failed(f"the server has a file of {total} bytes, expected {self.size}")

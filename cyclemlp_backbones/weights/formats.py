@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import logging
 import math
@@ -10,17 +12,16 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from cyclemlp_backbones.files import write_atomically
-from cyclemlp_backbones.weights.arrays import NAMES, StoredArray, check_shape, join
-from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader, damaged, printable
-from cyclemlp_backbones.weights.torch_files import LEGACY_MAGIC, ZIP_MAGIC, read_torch_legacy, read_torch_zip
+from cyclemlp_backbones.weights.arrays import NAMES, Storage, StoredArray, check_shape, join
+from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader, damaged, printable, refused
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ _SAFETENSORS_DTYPES = {
         **{"I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "u1", "BOOL": "?"},
     }.items()
 }
-_MAX_SAFETENSORS_HEADER = 1_000_000  # bytes, of some 8,000 arrays; as Python objects up to 40 times as many
+_MAX_HEADER = 1_000_000  # bytes, of some 8,000 arrays; as Python objects up to 40 times as many
+_ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # PyTorch's number, version 1001
 
 # What the libraries underneath raise on bytes that make no sense.
 _MALFORMED = (
@@ -87,9 +90,7 @@ def read_checkpoint_file(path: str | os.PathLike) -> CheckpointFile:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give a weights file in it")
     if not path.exists():
-        raise MissingCheckpointError(
-            f"there is no weights file {path}; check the path, or download the file and put it there"
-        )
+        raise MissingCheckpointError(f"there is no weights file {path}; check the path, or put the file there")
     try:
         if path.stat().st_size == 0:
             raise damaged("it is empty")
@@ -107,10 +108,10 @@ def read_checkpoint_file(path: str | os.PathLike) -> CheckpointFile:
 def _read(data: memoryview, path: Path) -> CheckpointFile:
     start = bytes(data[:4096])
     layout: Layout | None = "torch"
-    if start.startswith(ZIP_MAGIC):
-        stored = _find_weights(read_torch_zip(data, path), path)
-    elif start.startswith(LEGACY_MAGIC[:15]):
-        stored = _find_weights(read_torch_legacy(data), path)
+    if start.startswith(_ZIP_MAGIC):
+        stored = _find_weights(_read_torch_zip(data, path), path)
+    elif start.startswith(_LEGACY_MAGIC[:15]):
+        stored = _find_weights(_read_torch_legacy(data), path)
     elif start[:1] == b"\x80":
         stored, layout = _find_weights(PickleReader(data, NAMES).read(), path), "paddle"
     elif start[8:9] == b"{":
@@ -122,9 +123,7 @@ def _read(data: memoryview, path: Path) -> CheckpointFile:
         layout = None
     total = sum(array.nbytes for array in stored.values())
     if total > _MAX_GROWTH * len(data) + _MAX_SMALL:
-        raise CheckpointError(
-            f"refused: {len(data):,} bytes would unpack to {total:,}; save the weights as plain, contiguous tensors"
-        )
+        raise refused(f"{len(data):,} bytes would unpack to {total:,}", "save plain, contiguous tensors")
     arrays = strip_prefixes(stored)
     return CheckpointFile({name: array.load() for name, array in arrays.items()}, layout)
 
@@ -140,27 +139,131 @@ def _guess_format(start: bytes) -> str:
     return "its format is not known, or its beginning is damaged"
 
 
+class _ZipFile(io.FileIO):
+    """A zip file that `zipfile` opens for its directory only, which it reads in one go."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_HEADER:
+            raise refused(f"its zip directory has {size:,} bytes", "save the weights alone")
+        return super().read(size)
+
+
+def _read_torch_zip(data: memoryview, path: Path) -> Any:
+    """What `torch.save` put into a zip file: a pickle, and an entry for each storage that it refers to."""
+    try:
+        with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (OSError, zipfile.BadZipFile) as error:  # OSError: a seek that a broken directory asks for
+        raise damaged(f"its zip directory makes no sense ({printable(error)})") from error
+    by_name = {entry.filename: entry for entry in entries}
+    weights = [printable(name) for name in sorted(by_name) if name.endswith((".pdparams", ".pth", ".safetensors"))]
+    roots = [name.removesuffix("data.pkl") for name in by_name if f"/{name}".endswith("/data.pkl")]
+    if len(roots) != 1 and weights:
+        raise CheckpointError(f"it is an archive of weights files: unpack it and give one of {', '.join(weights[:9])}")
+    if len(roots) != 1:
+        advice = "there is no data.pkl in it; give a file that torch.save wrote"
+        raise CheckpointError(f"it is a zip archive, but not of weights: {advice}")
+    if f"{roots[0]}constants.pkl" in by_name:
+        raise refused("it is a TorchScript program", "save its weights: torch.save(model.state_dict(), …)")
+    seen: set[str] = set()
+    for entry in entries:
+        shown = printable(entry.filename)
+        if entry.filename in seen:
+            raise refused(f"its entry {shown!r} stands twice in it", "write the file again")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise refused(f"its entry {shown!r} is compressed, which torch.save never does", "write the file again")
+        seen.add(entry.filename)
+    if sum(entry.file_size for entry in entries) > len(data):
+        raise refused("its entries are larger than the file", "write the file again")
+
+    @functools.cache
+    def content_of(name: str) -> memoryview:
+        """The bytes of an entry, not copied, checked against their CRC."""
+        entry = by_name[name]
+        sizes = data[entry.header_offset + 26 : entry.header_offset + 30]  # of the name and the extra field
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", sizes))
+        content = data[start : start + entry.file_size]
+        if len(content) != entry.file_size or zlib.crc32(content) != entry.CRC:
+            raise damaged(f"its entry {printable(name)!r} fails its checksum")
+        return content
+
+    byte_order = bytes(content_of(f"{roots[0]}byteorder")) if f"{roots[0]}byteorder" in by_name else b"little"
+    if byte_order not in (b"little", b"big"):
+        raise damaged("its byteorder is neither little nor big")
+
+    def load_storage(identifier: Any) -> Storage:
+        dtype, key, length = _parse_storage(identifier)
+        name = f"{roots[0]}data/{key}"
+        size = by_name[name].file_size if name in by_name else "no"
+        if size != length * dtype.itemsize:
+            raise damaged(f"its storage {printable(key)!r} has {size} bytes; {length} elements of {dtype} do not fit")
+        return Storage(dtype, length, "<" if byte_order == b"little" else ">", lambda: content_of(name))
+
+    return PickleReader(content_of(f"{roots[0]}data.pkl"), NAMES, load_storage).read()
+
+
+def _parse_storage(identifier: Any) -> tuple[np.dtype, str, int]:
+    """(element type, key, number of elements) of PyTorch's persistent id of a storage."""
+    if not isinstance(identifier, tuple) or len(identifier) not in (5, 6) or identifier[0] != "storage":
+        raise damaged("its pickle refers to what is no PyTorch storage")
+    _, dtype, key, _, length, *view = identifier
+    if not isinstance(dtype, np.dtype) or not isinstance(key, str) or type(length) is not int or length < 0:
+        raise damaged("its pickle refers to a PyTorch storage without type, key or length")
+    if view not in ([], [None]):
+        raise refused("it has views of storages, as PyTorch 0.3 wrote them", "load and save it with a newer PyTorch")
+    return dtype, key, length
+
+
+def _read_torch_legacy(data: memoryview) -> Any:
+    """What `torch.save` put into a file of its format before PyTorch 1.6: pickles, then the storages."""
+    if bytes(data[: len(_LEGACY_MAGIC)]) != _LEGACY_MAGIC:
+        raise damaged("it begins as PyTorch's legacy format, but not of version 1001")
+    contents: dict[str, memoryview] = {}
+    described: dict[str, tuple[np.dtype, int]] = {}
+
+    def load_storage(identifier: Any) -> Storage:
+        dtype, key, length = _parse_storage(identifier)
+        if described.setdefault(key, (dtype, length)) != (dtype, length):
+            raise damaged(f"its storage {printable(key)!r} is described in two ways")
+        # Legacy files are little-endian whatever machine wrote them; their record of its byte order tells nothing.
+        return Storage(dtype, length, "<", lambda: contents[key])
+
+    reader = PickleReader(data, NAMES, load_storage)
+    reader.position = len(_LEGACY_MAGIC)
+    _sizes, tree, keys = reader.read(), reader.read(), reader.read()  # sizes of types on the machine that wrote it
+    known = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not known or len(keys) != len(described) or set(keys) != set(described):
+        raise damaged("its list of storages is not that of its tensors")
+    for key in keys:
+        dtype, length = described[key]
+        (announced,) = struct.unpack("<q", reader.take(8))
+        if announced != length:
+            raise damaged(f"its storage {printable(key)!r} has {announced} elements, where its tensors need {length}")
+        contents[key] = reader.take(length * dtype.itemsize)
+    return tree
+
+
 def _read_safetensors(data: memoryview) -> tuple[dict[str, StoredArray], Layout | None]:
     size = int.from_bytes(data[:8], "little")
     if size > len(data) - 8:
         raise damaged(f"its header announces {size} bytes, of a file of {len(data)}")
-    if size > _MAX_SAFETENSORS_HEADER:
-        raise CheckpointError(f"refused: its header has {size:,} bytes; save the weights alone")
+    if size > _MAX_HEADER:
+        raise refused(f"its header has {size:,} bytes", "save the weights alone")
     header = json.loads(bytes(data[8 : 8 + size]), object_pairs_hook=_without_duplicates)
     metadata = header.pop("__metadata__", None) or {}
     arrays, position = {}, 8 + size
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise CheckpointError(
-                f"refused: {printable(name)} has dtype {printable(entry['dtype'])}; "
-                f"weights are {', '.join(_SAFETENSORS_DTYPES)}"
+            raise refused(
+                f"{printable(name)} has dtype {printable(entry['dtype'])}",
+                f"allowed are {', '.join(_SAFETENSORS_DTYPES)}",
             )
         shape = check_shape(tuple(entry["shape"]))
         begin, end = (8 + size + offset for offset in check_shape(tuple(entry["data_offsets"])))
         if begin != position or end - begin != math.prod(shape) * dtype.itemsize or end > len(data):
             raise damaged(f"{printable(name)}, {dtype} of shape {list(shape)}, is not at bytes {begin} to {end}")
-        arrays[name], position = StoredArray(partial(data.__getitem__, slice(begin, end)), dtype, shape), end
+        arrays[name], position = StoredArray(functools.partial(data.__getitem__, slice(begin, end)), dtype, shape), end
     if position != len(data):
         raise damaged(f"its arrays end at byte {position}, the file at {len(data)}")
     known = {"cyclemlp": metadata.get("layout"), "pt": "torch"}.get(str(metadata.get("format")))
@@ -171,9 +274,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise CheckpointError(
-                f"refused: the key {printable(name)!r} stands twice in its header; write the file again"
-            )
+            raise refused(f"the key {printable(name)!r} stands twice in its header", "write the file again")
         result[name] = value
     return result
 
@@ -188,10 +289,8 @@ def _find_weights(tree: Any, path: Path) -> dict[str, StoredArray]:
             logger.info("%s: reading its %r; it also has %s", path, wrappers[0], ", ".join(map(repr, wrappers[1:])))
         tree = tree[wrappers[0]]
     if not isinstance(tree, dict) or not tree:
-        raise CheckpointError(
-            "no weights in it; a weights file holds a dictionary from names to arrays, alone or under "
-            + ", ".join(WRAPPERS)
-        )
+        allowed = f"a dictionary from names to arrays, alone or under {', '.join(WRAPPERS)}"
+        raise CheckpointError(f"no weights in it; a weights file holds {allowed}")
     tree = {key: value for key, value in tree.items() if key != "StructuredToParameterName@@"}
     _join_slices(tree)
     for key, value in tree.items():
@@ -201,10 +300,8 @@ def _find_weights(tree: Any, path: Path) -> dict[str, StoredArray]:
         printable(key) for key, value in tree.items() if not isinstance(key, str) or not isinstance(value, StoredArray)
     ]
     if wrong:
-        shown = ", ".join(wrong[:10]) + (" …" if len(wrong) > 10 else "")
-        raise CheckpointError(
-            f"these entries are no arrays: {shown}; save the weights alone, or under a key of {', '.join(WRAPPERS)}"
-        )
+        shown, keys = ", ".join(wrong[:10]) + (" …" if len(wrong) > 10 else ""), ", ".join(WRAPPERS)
+        raise CheckpointError(f"these entries are no arrays: {shown}; save the weights alone, or under a key of {keys}")
     return tree
 
 

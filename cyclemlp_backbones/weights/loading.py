@@ -15,7 +15,6 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.layers import CycleFC
 from cyclemlp_backbones.shift import cycle_offsets
 from cyclemlp_backbones.variants import variant_name
@@ -34,8 +33,7 @@ PUBLISHED = {
 
 _PYRAMID_NORM = re.compile(r"norm[0246]\.(weight|bias)")
 _CLASSIFIER_ONLY = re.compile(r"(norm|head)\.(weight|bias)")
-_HEAD = ("head.weight", "head.bias")
-_STEM = "patch_embed.proj.weight"
+STEM = "patch_embed.proj.weight"
 _BACKBONE = "backbone."
 
 
@@ -74,7 +72,7 @@ class LoadReport:
             ("of another number of classes in the file, kept as initialised: train it", self.fresh_head),
         ):
             if names:
-                lines.append(f"  {what}: {_listed(names)}")
+                lines.append(f"  {what}: {listed(names)}")
         return "\n".join(lines)
 
 
@@ -102,51 +100,46 @@ def load_weights(
     and scaled (`adapt_stem`), a head of another number of classes stays fresh, norms of other outputs are left out.
     Values are cast to the parameters' dtype; one that is not finite is an error. The report is also logged.
     """
-    return load_arrays(model, *read_source(source), ignore=ignore, layout=layout, adapt=adapt)
-
-
-def load_arrays(
-    model: nn.Layer,
-    described: str,
-    arrays: Mapping[str, np.ndarray],
-    known_layout: Layout | None,
-    *,
-    ignore: Sequence[str] = (),
-    layout: Layout | None = None,
-    adapt: bool = False,
-) -> LoadReport:
-    """`load_weights` with what `read_source` has read."""
     if isinstance(ignore, str):
         raise ValueError(f"ignore is {ignore!r}; it takes a sequence of patterns: ignore=({ignore!r},)")
-    layout = known_layout if layout is None else layout
+    if layout not in (None, *LAYOUTS):
+        raise ValueError(f"layout is {layout!r}; it takes None, {' or '.join(map(repr, LAYOUTS))}")
+    parameters = model.state_dict()
+    described, arrays, known_layout = read_source(source)
+    layout = layout or known_layout
     if layout is None:
         raise CheckpointError(
             f"{described}: it does not tell in which layout its Linear weights are; pass layout='torch' ([out, in], "
             "from PyTorch) or layout='paddle' ([in, out])"
         )
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; it takes None, {' or '.join(map(repr, LAYOUTS))}")
-    parameters = model.state_dict()
-    arrays, skipped = _backbone_part(arrays, parameters)
+    arrays, skipped = backbone_part(arrays, parameters)
     ignored = {name for name in [*parameters, *arrays] if any(fnmatchcase(name, pattern) for pattern in ignore)}
     arrays = {name: array for name, array in arrays.items() if name not in ignored}
 
     fresh: list[str] = []
+    others: list[str] = []
     if "head.weight" not in parameters and any(map(_PYRAMID_NORM.fullmatch, parameters)):
         heads = [name for name in arrays if _CLASSIFIER_ONLY.fullmatch(name)]
         if heads and not any(map(_PYRAMID_NORM.fullmatch, arrays)):
             fresh = [name for name in parameters if _PYRAMID_NORM.fullmatch(name) and name not in ignored]
-        others = [name for name in arrays if adapt and _PYRAMID_NORM.fullmatch(name) and name not in parameters]
-        skipped += heads + others
+        others = heads + [name for name in arrays if adapt and _PYRAMID_NORM.fullmatch(name) and name not in parameters]
     checked_offsets = _check_offsets(model, arrays, described)
     if layout == "torch":
         transposed = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
         arrays = {name: array.T if name in transposed and array.ndim == 2 else array for name, array in arrays.items()}
-    adapted, fresh_head = _adapt(arrays, parameters) if adapt else ({}, ())
+    adapted: tuple[str, ...] = ()
+    fresh_head: tuple[str, ...] = ()
+    if adapt and STEM in parameters and STEM in arrays and arrays[STEM].ndim == 4:
+        in_channels = parameters[STEM].shape[1]
+        if arrays[STEM].shape[1] != in_channels:
+            adapted, arrays = (STEM,), {**arrays, STEM: adapt_stem(arrays[STEM], in_channels)}
+    biases = [list(names["head.bias"].shape) for names in (parameters, arrays) if "head.bias" in names]
+    if adapt and len(biases) == 2 and biases[0] != biases[1]:
+        fresh_head = ("head.weight", "head.bias")
 
-    left_out = {*ignored, *skipped, *fresh, *fresh_head, *checked_offsets}
+    left_out = {*ignored, *others, *fresh, *fresh_head, *checked_offsets}
     wanted = {name: parameter for name, parameter in parameters.items() if name not in left_out}
-    arrays = {name: array for name, array in {**arrays, **adapted}.items() if name not in left_out}
+    arrays = {name: array for name, array in arrays.items() if name not in left_out}
     set_values(
         wanted,
         arrays,
@@ -157,8 +150,8 @@ def load_arrays(
         "or name the exceptions: ignore=('head.*',)",
     )
     report = LoadReport(
-        *(described, layout, tuple(wanted), tuple(skipped), tuple(fresh), tuple(sorted(ignored))),
-        *(len(checked_offsets), tuple(adapted), fresh_head),
+        *(described, layout, tuple(wanted), (*skipped, *others), tuple(fresh), tuple(sorted(ignored))),
+        *(len(checked_offsets), adapted, fresh_head),
     )
     logger.log(logging.WARNING if adapted or fresh_head else logging.INFO, "%s", report)
     return report
@@ -194,7 +187,7 @@ def set_values(
         ],
     }
     if any(problems.values()):
-        shown = [f"{kind} ({len(names)}): {_listed(names)}" for kind, names in problems.items() if names]
+        shown = [f"{kind} ({len(names)}): {listed(names)}" for kind, names in problems.items() if names]
         raise CheckpointError(misfit + "\n  ".join(shown) + advice)
     wrong = [
         f"{name} ({arrays[name].dtype})"
@@ -203,7 +196,7 @@ def set_values(
     ]
     if wrong:
         raise CheckpointError(
-            f"{described}: these weights are no floating-point numbers: {_listed(wrong)}; write the file again"
+            f"{described}: these weights are no floating-point numbers: {listed(wrong)}; write the file again"
         )
     values = {
         name: paddle.to_tensor(np.asarray(arrays[name], order="C")).astype(tensor.dtype)
@@ -212,7 +205,7 @@ def set_values(
     wrong = [name for name, value in values.items() if not np.isfinite(value.astype("float32").numpy()).all()]
     if wrong:
         raise CheckpointError(
-            f"{described}: values that are not finite (or too large for the network's dtype) in {_listed(wrong)}; "
+            f"{described}: values that are not finite (or too large for the network's dtype) in {listed(wrong)}; "
             "use a checkpoint from before training diverged"
         )
     for name, value in values.items():
@@ -244,49 +237,6 @@ def locate_weights(pretrained: str | os.PathLike | Literal[True], variant: str) 
     return path
 
 
-def read_network(
-    source: str | os.PathLike, *, layout: Layout | None = None, **options: Any
-) -> tuple[CycleNet, LoadReport]:
-    """The CycleNet that a weights file tells the size of, loaded, and the report; `options` are those of CycleNet."""
-    described, arrays, known_layout = read_source(source)
-    sizes, told = _size_of(arrays, described)
-    if "out_indices" in options:  # of a pyramid
-        told.pop("num_classes", None)
-    if options.get("num_classes") is not None:
-        told.pop("out_indices", None)
-    model = CycleNet(*sizes, **{**told, **options})
-    return model, load_arrays(model, described, arrays, known_layout, layout=layout, adapt=True)
-
-
-def _size_of(arrays: Mapping[str, np.ndarray], described: str) -> tuple[tuple[list, list, list], dict[str, Any]]:
-    """(depths, embed_dims, mlp_ratios) and the options of CycleNet that names and shapes tell, of a file that may be
-    incomplete. Every block has to have two matrices of its size, so that no small file asks for a large network."""
-    shapes = {name: array.shape for name, array in _backbone_part(arrays, {})[0].items()}
-    depths, embed_dims, ratios, wrong = [], [], [], [] if len(shapes.get(_STEM, ())) == 4 else [_STEM]
-    for stage in range(4):
-        parts = (name.split(".") for name in shapes)
-        blocks = {part[2] for part in parts if part[:2] == ["network", str(2 * stage)] and part[2].isdecimal()}
-        front = f"network.{2 * stage}"
-        (dim,), (hidden,) = (shapes.get(f"{front}.0.{name}.bias", (0,))[:1] for name in ("norm1", "mlp.fc1"))
-        for name in [f"{front}.{block}.{rest}.weight" for block in blocks for rest in ("attn.sfc_h", "mlp.fc1")]:
-            needed = dim * dim if "sfc_h" in name else dim * hidden
-            if not needed or np.prod(shapes.get(name, (0,))) != needed:
-                wrong.append(name)
-        wrong += [] if blocks else [f"{front}.0.norm1.bias"]
-        depths.append(len(blocks))
-        embed_dims.append(dim)
-        # The half makes int(channels * ratio) come out right whatever the division rounds to.
-        ratios.append(1 if not dim else hidden // dim if hidden % dim == 0 else (hidden + 0.5) / dim)
-    if wrong:
-        raise CheckpointError(f"{described}: not the weights of a CycleMLP; missing or misshapen: {_listed(wrong)}")
-    told: dict[str, Any] = {"in_channels": shapes[_STEM][1]}
-    if len(shapes.get("head.bias", ())) == 1:
-        told["num_classes"] = shapes["head.bias"][0]
-    elif outputs := [index for index in range(4) if f"norm{2 * index}.weight" in shapes]:
-        told["out_indices"] = outputs
-    return (depths, embed_dims, ratios), told
-
-
 def read_source(source: Any) -> tuple[str, Mapping[str, np.ndarray], Layout | None]:
     """What messages call `source`, its arrays, and its layout where it tells one."""
     if isinstance(source, Mapping):
@@ -312,7 +262,7 @@ def _to_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _backbone_part(
+def backbone_part(
     arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Any]
 ) -> tuple[Mapping[str, np.ndarray], list[str]]:
     """The network's entries of a toolkit's checkpoint, prefix removed, and the names of the others."""
@@ -335,21 +285,10 @@ def _check_offsets(model: nn.Layer, arrays: Mapping[str, np.ndarray], described:
     ]
     if wrong:
         raise CheckpointError(
-            f"{described}: these offsets are not CycleMLP's: {_listed(wrong)}; the weights are another operator's. "
+            f"{described}: these offsets are not CycleMLP's: {listed(wrong)}; the weights are another operator's. "
             "If you want them nevertheless, pass ignore=('*.offset',)"
         )
     return names
-
-
-def _adapt(
-    arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Tensor]
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The stem's weight for the network's number of channels, if it is another; the head's names, if classes differ."""
-    adapted, stem, head = {}, arrays.get(_STEM), arrays.get("head.bias")
-    if stem is not None and _STEM in parameters and stem.ndim == 4 and stem.shape[1] != parameters[_STEM].shape[1]:
-        adapted[_STEM] = adapt_stem(stem, parameters[_STEM].shape[1])
-    other = head is not None and "head.bias" in parameters and list(head.shape) != list(parameters["head.bias"].shape)
-    return adapted, _HEAD if other else ()
 
 
 def adapt_stem(weight: np.ndarray, in_channels: int) -> np.ndarray:
@@ -361,6 +300,6 @@ def adapt_stem(weight: np.ndarray, in_channels: int) -> np.ndarray:
     return weight[:, order] * weight.dtype.type(weight.shape[1] / in_channels)
 
 
-def _listed(names: Sequence[str], limit: int = 60) -> str:
+def listed(names: Sequence[str], limit: int = 60) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(printable, names[:limit])) + more

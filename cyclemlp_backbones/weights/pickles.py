@@ -12,27 +12,21 @@ from __future__ import annotations
 import pickletools
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 BUDGET = 32_000_000
 """Bytes of objects that the pickles of a file may build. A checkpoint of B5 with optimizer state and a moving average
-needs a third of it."""
+needs half of it."""
 
 LONG_TEXT = 4096
 """Longer texts are never names: they stay in the file."""
 
 _STEP, _MEMO, _ITEM, _RESULT = 64, 128, 128, 512  # what an opcode, a memo's and a dictionary's entry, a call cost
-_MAX_INTEGER_BYTES = 16
-_KEY_TYPES = (str, int, float, bool, type(None))
-_MALFORMED = (IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error)
-_LENGTHS = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
+_LENGTHS = {-2: 1, -3: 4, -4: 4, -5: 8}  # of what pickletools calls TAKEN_FROM_ARGUMENT1, 4, 4U, 8U
+_number = partial(int.from_bytes, byteorder="little")
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 
 
@@ -43,6 +37,11 @@ class CheckpointError(ValueError):
 def damaged(what: str) -> CheckpointError:
     """The error of a file that is cut short or changed."""
     return CheckpointError(f"{what}; the file is damaged, incomplete or no weights file: get or write it again")
+
+
+def refused(what: str, advice: str = "save the weights alone, with pickle protocol 2 to 5") -> CheckpointError:
+    """The error of a file that is whole, but holds what weights do not need."""
+    return CheckpointError(f"refused: {what}; {advice}")
 
 
 def printable(text: object) -> str:
@@ -83,69 +82,47 @@ class LongText:
 class PickleReader:
     """Interprets pickles, protocols 2 to 5, that lie in `data`.
 
-    `names` maps (module, name) to what it stands for; `load_persistent` turns a persistent id into a value. `position`
+    `names` maps "module.name" to what it stands for; `load_persistent` turns a persistent id into a value. `position`
     moves to the end of each pickle that `read` returns.
     """
 
-    def __init__(
-        self,
-        data: memoryview,
-        names: Mapping[tuple[str, str], Any],
-        load_persistent: Callable[[Any], Any] | None = None,
-    ):
-        self.data = data
-        self.position = 0
-        self._names = names
-        self._load_persistent = load_persistent
-        self._budget = BUDGET
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+    def __init__(self, data: memoryview, names: dict[str, Any], load_persistent: Callable[[Any], Any] | None = None):
+        self.data, self.position, self._budget = data, 0, BUDGET
+        self._names, self._load_persistent = names, load_persistent
 
     def read(self) -> Any:
         """The value of the pickle at `position`; CheckpointError if it is damaged or names what is not known."""
-        self._stack, self._marks, self._memo = [], [], {}
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
         try:
-            while True:
-                code = self.take(1)[0]
-                opcode = _OPCODES.get(code)
-                if opcode is None:
-                    raise CheckpointError(f"refused: its pickle has the unknown opcode {code:#04x}; {_ADVICE}")
-                if opcode.name == "STOP":
-                    return self._stack.pop()
+            while (code := self.take(1)[0]) != ord("."):
+                if code not in _OPCODES:
+                    raise refused(f"its pickle has the unknown opcode {code:#04x}")
                 self._spend(_STEP)
-                self._step(opcode.name, self._argument(opcode))
+                argument = _OPCODES[code].arg
+                size = argument.n if argument and argument.n != pickletools.UP_TO_NEWLINE else 0
+                size = _number(self.take(_LENGTHS[size])) if size < 0 else size
+                self._step(_OPCODES[code].name, self.take(size))
+            return self._stack.pop()
         except CheckpointError:
             raise
-        except _MALFORMED as error:
-            raise damaged(
-                f"its pickle makes no sense near byte {self.position} ({type(error).__name__}: {printable(error)})"
-            ) from error
+        except (IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error) as error:
+            shown = f"{type(error).__name__}: {printable(error)}"
+            raise damaged(f"its pickle makes no sense near byte {self.position} ({shown})") from error
 
     def take(self, size: int) -> memoryview:
         """The next `size` bytes, not copied."""
-        end = self.position + size
+        start, end = self.position, self.position + size
         if end > len(self.data):
-            raise damaged(
-                f"it ends at byte {len(self.data)}, where {size} more bytes from {self.position} on are announced"
-            )
-        taken = self.data[self.position : end]
+            raise damaged(f"it ends at byte {len(self.data)}, where {size} more from {start} on are announced")
         self.position = end
-        return taken
-
-    def _argument(self, opcode: pickletools.OpcodeInfo) -> memoryview:
-        """The bytes that follow an opcode, without their length; a name's two lines are read in `_step`."""
-        size = opcode.arg.n if opcode.arg else 0
-        if size == pickletools.UP_TO_NEWLINE:
-            size = 0
-        return self.take(int.from_bytes(self.take(_LENGTHS[size]), "little") if size < 0 else size)
+        return self.data[start:end]
 
     def _spend(self, size: int) -> None:
         self._budget -= size
         if self._budget < 0:
-            raise CheckpointError(
-                "refused: its pickle builds more objects than weights need; save the weights alone, without other data"
-            )
+            raise refused("its pickle builds more objects than weights need")
 
     def _push(self, value: Any) -> None:
         self._spend(sys.getsizeof(value))
@@ -175,8 +152,8 @@ class PickleReader:
             case "BININT1" | "BININT2":
                 push(_number(argument))
             case "BININT" | "LONG1" | "LONG4":
-                if len(argument) > _MAX_INTEGER_BYTES:
-                    raise CheckpointError(f"refused: its pickle has an integer of {len(argument)} bytes; {_ADVICE}")
+                if len(argument) > 16:
+                    raise refused(f"its pickle has an integer of {len(argument)} bytes")
                 push(int.from_bytes(argument, "little", signed=True))
             case "BINFLOAT":
                 push(struct.unpack(">d", argument)[0])
@@ -184,21 +161,17 @@ class PickleReader:
                 push({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
                 push({"T": (), "L": [], "D": {}, "S": Inert("set")}[name[6]])
-            case "MARK":
-                self._marks.append(len(stack))
-            case "POP_MARK" | "ADDITEMS":
-                self._pop_to_mark()
-            case "POP":
-                stack.pop()
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 push(tuple(reversed([stack.pop() for _ in range(int(name[-1]))])))
-            case "TUPLE":
-                push(tuple(self._pop_to_mark()))
-            case "LIST":
-                push(self._pop_to_mark())
-            case "FROZENSET":
+            case "MARK":
+                self._marks.append(len(stack))
+            case "POP":
+                stack.pop()
+            case "POP_MARK" | "ADDITEMS":
                 self._pop_to_mark()
-                push(Inert("frozenset"))
+            case "TUPLE" | "LIST" | "FROZENSET":
+                items = self._pop_to_mark()
+                push(items if name == "LIST" else tuple(items) if name == "TUPLE" else Inert("frozenset"))
             case "DICT":
                 items = self._pop_to_mark()
                 push({})
@@ -221,7 +194,7 @@ class PickleReader:
             case "REDUCE" | "NEWOBJ":
                 arguments, target = stack.pop(), stack.pop()
                 if not isinstance(target, Known) or target.call is None or not isinstance(arguments, tuple):
-                    raise CheckpointError(f"refused: its pickle calls {_describe(target)}; save the weights alone")
+                    raise refused(f"its pickle calls {_describe(target)}")
                 self._spend(_RESULT)
                 stack.append(target.call(*arguments))
             case "BUILD":
@@ -229,24 +202,20 @@ class PickleReader:
                 if isinstance(target, dict):
                     return  # attributes that PyTorch hangs on a state dict (_metadata)
                 if not hasattr(target, "build"):
-                    raise CheckpointError(
-                        f"refused: its pickle sets the state of {_describe(target)}; save the weights alone"
-                    )
+                    raise refused(f"its pickle sets the state of {_describe(target)}")
                 target.build(state)
             case "BINPERSID":
                 if self._load_persistent is None:
-                    raise CheckpointError("refused: its pickle refers to data outside the file; save the weights alone")
+                    raise refused("its pickle refers to data outside the file")
                 self._spend(_RESULT)
                 stack.append(self._load_persistent(stack.pop()))
             case "PROTO":
                 if not 2 <= argument[0] <= 5:
-                    raise CheckpointError(f"refused: pickle protocol {argument[0]}; protocols 2 to 5 are read")
+                    raise refused(f"pickle protocol {argument[0]}")
             case "FRAME":
                 pass
             case _:
-                raise CheckpointError(
-                    f"refused: its pickle uses the opcode {name}, which weights files never need; {_ADVICE}"
-                )
+                raise refused(f"its pickle uses the opcode {name}, which weights files never need")
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -254,34 +223,25 @@ class PickleReader:
             raise damaged("its pickle sets items of what is no dictionary")
         self._spend(_ITEM * (len(items) // 2))
         for key, value in zip(items[::2], items[1::2]):
-            if not isinstance(key, _KEY_TYPES) or (isinstance(key, int) and abs(key) >> 64):  # larger ones may collide
-                raise CheckpointError(
-                    f"refused: a dictionary key of type {type(key).__name__}; keys are strings and 64-bit numbers"
-                )
+            simple = isinstance(key, (str, int, float, bool, type(None)))
+            if not simple or (isinstance(key, int) and abs(key) >> 64):  # many larger ones can have one hash
+                raise refused(f"a dictionary key of type {type(key).__name__}", "keys are strings and 64-bit numbers")
             if key in target:
-                raise CheckpointError(
-                    f"refused: the key {printable(key)!r} stands twice in one dictionary; write the file again"
-                )
+                raise refused(f"the key {printable(key)!r} stands twice in one dictionary", "write the file again")
             target[key] = value
 
     def _find(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise damaged("its pickle names something by what is no text")
-        if (module, name) not in self._names:
-            raise CheckpointError(
-                f"refused: its pickle names {printable(f'{module}.{name}')}, which is not on the short list "
-                "of what weights need; nothing was run. If you trust the file, save its weights alone: "
-                "a flat dictionary from names to arrays or tensors"
-            )
         self._spend(_ITEM)
-        self._stack.append(self._names[module, name])
-
-
-_ADVICE = "save the weights alone, with pickle protocol 2 to 5"
-
-
-def _number(digits: memoryview) -> int:
-    return int.from_bytes(digits, "little")
+        full = f"{module}.{name}"
+        if full not in self._names:
+            raise refused(
+                f"its pickle names {printable(full)}, which is not on the short list of what weights need; nothing was "
+                "run",
+                "if you trust the file, save its weights alone: a flat dictionary from names to arrays or tensors",
+            )
+        self._stack.append(self._names[full])
 
 
 def _describe(value: Any) -> str:

@@ -20,9 +20,10 @@ from cyclemlp_backbones import (
     read_checkpoint,
 )
 from cyclemlp_backbones.cli import main
+from cyclemlp_backbones.factory import read_network
 from cyclemlp_backbones.weights import loading
 from cyclemlp_backbones.weights.formats import write_checkpoint
-from cyclemlp_backbones.weights.loading import load_model_weights, read_network
+from cyclemlp_backbones.weights.loading import load_model_weights
 from tests.reference import GOLDEN, fill_parameters, reference_input, relative_error
 from tests.weights import pickles
 
