@@ -22,12 +22,11 @@ from ppdet.metrics.coco_utils import json_eval_results
 from ppdet.slim import build_slim_model
 from ppdet.utils.check import check_version
 
-from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.adapters.paddledet import register_paddledet
 from cyclemlp_backbones.adapters.paddledet.config import config_errors, read_config
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.weights.download import is_url
-from cyclemlp_backbones.weights.loading import load_weights
+from cyclemlp_backbones.weights.loading import load_model_weights, load_weights
 
 _LOG = logging.getLogger(__name__)
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp")

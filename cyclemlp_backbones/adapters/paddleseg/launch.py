@@ -24,8 +24,8 @@ from paddleseg.deploy.export import WrappedModel
 from paddleseg.transforms import Compose
 from paddleseg.utils import get_image_list, utils
 
-from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+from cyclemlp_backbones.weights.loading import load_model_weights
 
 _LOG = logging.getLogger(__name__)
 _REGISTRIES = ("MODELS", "BACKBONES", "DATASETS", "TRANSFORMS", "LOSSES", "OPTIMIZERS")
