@@ -112,7 +112,9 @@ def test_paddles_optimizers_follow_the_factors(kind):
 def test_paddlesegs_optimizer_follows_the_factors():
     from paddleseg.cvlibs import manager
 
-    import cyclemlp_backbones.adapters.paddleseg  # noqa: F401
+    from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+    register_paddleseg(repair=True)
 
     backbone = manager.BACKBONES["CycleMLP_B0"](drop_path_rate=0.0)
     model = manager.MODELS["SemanticFPN"](2, backbone, fpn_channels=8, head_channels=8)
@@ -128,7 +130,9 @@ def test_paddlesegs_optimizer_follows_the_factors():
 def detectors_steps(folder, function):
     from ppdet.core.workspace import create, load_config
 
-    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+
+    register_paddledet(repair=True)
 
     optimizer = {"layer_decay": 0.5, "set_param_lr_func": function, "weight_decay": 0.0}
     settings = load_config(str(write_config(folder, "retinanet", OptimizerBuilder={"optimizer": optimizer})))

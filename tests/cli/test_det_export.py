@@ -27,8 +27,10 @@ def feeds():
 def dygraph(config, weights):
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     model = create(read_config(str(config), []).architecture)
     model.set_state_dict(paddle.load(str(weights)))
@@ -60,8 +62,10 @@ def save_random(config, weights):
     """A detector's fresh weights, except that RetinaNet's scores are those of a head without its low prior."""
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     paddle.seed(1)
     model = create(read_config(str(config), []).architecture)

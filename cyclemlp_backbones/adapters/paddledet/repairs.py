@@ -1,18 +1,24 @@
 """Repairs of PaddleDetection releases, each applied only where the installed one fails.
 
 PaddleDetection 2.6.0 is the newest release on PyPI and predates Paddle 2.6 and 3. Each repair probes for the behaviour
-or the code that it mends, so that a release without the defect is left alone. For debugging, the environment variable
-CYCLEMLP_PADDLEDET_REPAIRS_OFF holds names of repairs to leave out, separated by commas.
+or the code of PaddleDetection that it mends, so that a release without the defect is left alone. For debugging, the
+environment variable CYCLEMLP_PADDLEDET_REPAIRS_OFF holds names of repairs to leave out, separated by commas.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
+import json
 import os
+import re
 import sys
+import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +28,24 @@ import ppdet.modeling.heads.cascade_head
 import ppdet.modeling.post_process
 import ppdet.modeling.proposal_generator.rpn_head  # noqa: F401  these modules are looked up by name
 import pycocotools.mask as mask_util
-from paddle import Tensor
+from paddle import Tensor, nn
 from PIL import ImageDraw
+from ppdet.data.source.coco import COCODataSet
 from ppdet.engine.trainer import Trainer
 from ppdet.modeling import ops
 from ppdet.modeling.heads.mask_head import MaskHead
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
 from ppdet.modeling.proposal_generator import target
 from ppdet.modeling.proposal_generator.rpn_head import RPNHead
+from ppdet.optimizer import optimizer as optimizer_builders
+from ppdet.optimizer.adamw import layerwise_lr_decay
+from ppdet.utils import visualizer
 
-from cyclemlp_backbones.adapters.paddledet import static
-from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, apply_needed, fails
-
-SWITCH = "CYCLEMLP_PADDLEDET_REPAIRS_OFF"
+from cyclemlp_backbones.adapters.paddledet import LAYER_DECAY, static
+from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, Repairs, fails, scalars_do_not_concatenate
+from cyclemlp_backbones.coco import check_annotations
+from cyclemlp_backbones.cyclenet import CycleNet
+from cyclemlp_backbones.layer_decay import apply_layer_decay
 
 _CONCATENATING = (
     "ppdet.modeling.proposal_generator.rpn_head",
@@ -45,9 +56,16 @@ _CONCATENATING = (
 )
 
 
-def _scalars_do_not_concatenate() -> bool:
-    counts = [paddle.shape(paddle.zeros([2]))[0]] * 2
-    return fails(lambda: paddle.concat(counts), ValueError)
+# A list of items without an axis, as it is gathered for `concat`.
+_SCALARS = re.compile(r"(?:append\(|concat\(\[)paddle\.shape\(\w+\)\[0\]|bbox_num_i = bbox_num\[i\]\n")
+
+
+def _modules_that_concatenate_scalars() -> list[types.ModuleType]:
+    return [module for name in _CONCATENATING if _SCALARS.search(inspect.getsource(module := sys.modules[name]))]
+
+
+def _scalars_are_concatenated() -> bool:
+    return scalars_do_not_concatenate() and bool(_modules_that_concatenate_scalars())
 
 
 @paddle.jit.not_to_static
@@ -72,8 +90,8 @@ class _PaddleThatConcatenatesScalars(types.ModuleType):
 
 def _repair_concat() -> None:
     stand_in = _PaddleThatConcatenatesScalars("paddle")
-    for name in _CONCATENATING:
-        sys.modules[name].paddle = stand_in  # type: ignore[attr-defined]
+    for module in _modules_that_concatenate_scalars():
+        module.paddle = stand_in  # type: ignore[attr-defined]
 
 
 def _polygons_only() -> bool:
@@ -100,8 +118,8 @@ def _repair_mask_targets() -> None:
     target.rasterize_polygons_within_box = rasterize
 
 
-def _pillow_has_no_textsize() -> bool:
-    return not hasattr(ImageDraw.ImageDraw, "textsize")
+def _labels_ask_for_textsize() -> bool:
+    return "draw.textsize(" in inspect.getsource(visualizer) and not hasattr(ImageDraw.ImageDraw, "textsize")
 
 
 def _text_size(self: ImageDraw.ImageDraw, text: str) -> tuple[int, int]:
@@ -115,6 +133,8 @@ def _repair_text_size() -> None:
 
 
 def _static_layers_have_no_program() -> bool:
+    if "full_graph=True" in inspect.getsource(Trainer):
+        return False
     layer = paddle.jit.to_static(paddle.nn.Identity(), input_spec=[paddle.static.InputSpec([1], name="x")])
     return fails(lambda: layer.forward.main_program, RuntimeError)
 
@@ -137,8 +157,9 @@ def _repair_static_programs() -> None:
     Trainer.export = with_whole_graphs
 
 
-def _programs_are_pir() -> bool:
-    return hasattr(paddle.framework, "use_pir_api") and paddle.framework.use_pir_api()
+def _nms_knows_no_pir() -> bool:
+    pir = hasattr(paddle.framework, "use_pir_api") and paddle.framework.use_pir_api()
+    return pir and "in_dynamic_or_pir_mode" not in inspect.getsource(ops.multiclass_nms)
 
 
 def _repair_nms() -> None:
@@ -200,59 +221,135 @@ def _repair_predictions() -> None:
     MaskHead.forward_test = static.predict_masks
 
 
-REPAIRS = (
-    ZLIB_ORDER,
-    Repair(
-        "concat_scalars",
-        "R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6",
-        _scalars_do_not_concatenate,
-        _repair_concat,
-    ),
-    Repair(
-        "run_length_masks",
-        "Mask R-CNN trains with polygons only; a run-length code, as COCO's format allows, is a ValueError",
-        _polygons_only,
-        _repair_mask_targets,
-    ),
-    Repair(
-        "text_size",
-        "drawing a label asks for ImageDraw.textsize, which Pillow 10 removed, an AttributeError",
-        _pillow_has_no_textsize,
-        _repair_text_size,
-    ),
-    Repair(
-        "static_programs",
-        "export asks for the program of a static layer, which Paddle 3 has only for whole graphs, a RuntimeError",
-        _static_layers_have_no_program,
-        _repair_static_programs,
-    ),
-    Repair(
-        "static_nms",
-        "multiclass_nms builds an operator of Paddle 2's static graphs, a TypeError in Paddle 3's",
-        _programs_are_pir,
-        _repair_nms,
-    ),
-    Repair(
-        "static_proposals",
-        "RPNHead._gen_proposal does not translate to a static graph, a ValueError on export",
-        _proposals_count_by_slicing,
-        _repair_proposals,
-    ),
-    Repair(
-        "static_predictions",
-        "predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch",
-        _predictions_index_counts,
-        _repair_predictions,
+def _dataset_takes_any_annotations() -> bool:
+    """Whether COCODataSet reads a box that lies outside its image."""
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 4, 4], "area": 16, "iscrowd": 0}],
+    }
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        Path(folder, "a.json").write_text(json.dumps(document))
+        Path(folder, "a.png").touch()
+        dataset = COCODataSet(dataset_dir=folder, image_dir=".", anno_path="a.json")
+        return not fails(dataset.parse_dataset, ValueError)
+
+
+def _repair_annotations() -> None:
+    parse = COCODataSet.parse_dataset
+
+    @functools.wraps(parse)
+    def check_and_parse(self: COCODataSet) -> None:
+        check_annotations(
+            os.path.join(self.dataset_dir, self.anno_path), os.path.join(self.dataset_dir, self.image_dir)
+        )
+        parse(self)
+
+    COCODataSet.parse_dataset = check_and_parse
+
+
+def _layer_decay_passes_cyclemlp_by() -> bool:
+    parameter = types.SimpleNamespace(name="p", optimize_attr={"learning_rate": 1.0})
+    factor = layerwise_lr_decay(0.5, {"p": "backbone.network.0.0.norm1.weight"}, 4, parameter)
+    return (1.0 if factor is None else factor) * parameter.optimize_attr["learning_rate"] == 1.0
+
+
+def _repair_layer_decay() -> None:
+    """Makes AdamWDL take `set_param_lr_func: cyclemlp_layer_decay` with its `layer_decay`."""
+    build = optimizer_builders.build_adamwdl
+
+    @functools.wraps(build)
+    def build_with_layer_decay(
+        model: nn.Layer,
+        lr: Any,
+        *,
+        layer_decay: float = 0.65,
+        set_param_lr_func: str | None = "layerwise_lr_decay",
+        **arguments: Any,
+    ) -> Any:
+        if set_param_lr_func == LAYER_DECAY:
+            optimizer = build(model, lr, layer_decay=1.0, set_param_lr_func=None, **arguments)
+            apply_layer_decay(model, layer_decay)
+            return optimizer
+        if set_param_lr_func is not None and isinstance(getattr(model, "backbone", None), CycleNet):
+            raise ValueError(
+                f"set_param_lr_func is {set_param_lr_func!r}, which does not know CycleMLP's parameters; "
+                f"it takes {LAYER_DECAY} or null"
+            )
+        return build(model, lr, layer_decay=layer_decay, set_param_lr_func=set_param_lr_func, **arguments)
+
+    optimizer_builders.build_adamwdl = build_with_layer_decay
+
+
+_NOT_MENDED = "not mended upstream (develop of October 2024)"
+
+REPAIRS = Repairs(
+    "ppdet",
+    "CYCLEMLP_PADDLEDET_REPAIRS_OFF",
+    (
+        ZLIB_ORDER,
+        Repair(
+            "concat_scalars",
+            "R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6",
+            "PaddleDetection 2.7.1, which slices instead of indexing",
+            _scalars_are_concatenated,
+            _repair_concat,
+        ),
+        Repair(
+            "run_length_masks",
+            "Mask R-CNN trains with polygons only; a run-length code, as COCO's format allows, is a ValueError",
+            _NOT_MENDED,
+            _polygons_only,
+            _repair_mask_targets,
+        ),
+        Repair(
+            "text_size",
+            "drawing a label asks for ImageDraw.textsize, which Pillow 10 removed, an AttributeError",
+            "PaddleDetection 2.7.1, whose imagedraw_textsize_c knows both",
+            _labels_ask_for_textsize,
+            _repair_text_size,
+        ),
+        Repair(
+            "static_programs",
+            "export asks for the program of a static layer, which Paddle 3 has only for whole graphs, a RuntimeError",
+            "PaddleDetection 2.7.1, which asks for full_graph=True",
+            _static_layers_have_no_program,
+            _repair_static_programs,
+        ),
+        Repair(
+            "static_nms",
+            "multiclass_nms builds an operator of Paddle 2's static graphs, a TypeError in Paddle 3's",
+            "PaddleDetection's develop of October 2024, which calls the operator of both",
+            _nms_knows_no_pir,
+            _repair_nms,
+        ),
+        Repair(
+            "static_proposals",
+            "RPNHead._gen_proposal does not translate to a static graph, a ValueError on export",
+            "PaddleDetection 2.7.1, which takes the batch size from im_shape.shape",
+            _proposals_count_by_slicing,
+            _repair_proposals,
+        ),
+        Repair(
+            "static_predictions",
+            "predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch",
+            "PaddleDetection 2.7.1, which slices bbox_num",
+            _predictions_index_counts,
+            _repair_predictions,
+        ),
+        Repair(
+            "annotations",
+            "COCODataSet trains on boxes outside their image, and names no entry of a file that it cannot read",
+            _NOT_MENDED,
+            _dataset_takes_any_annotations,
+            _repair_annotations,
+        ),
+        Repair(
+            "layer_decay",
+            "AdamWDL's layerwise_lr_decay knows names of transformers only, and leaves CycleMLP's rates as they are",
+            _NOT_MENDED,
+            _layer_decay_passes_cyclemlp_by,
+            _repair_layer_decay,
+        ),
     ),
 )
-
-_status: dict[str, str] = {}
-
-
-def apply_repairs() -> dict[str, str]:
-    """Applies what the installed PaddleDetection needs, once; says per repair "applied", "not needed", "switched off".
-
-    Raises ValueError if CYCLEMLP_PADDLEDET_REPAIRS_OFF names a repair that does not exist.
-    """
-    apply_needed(REPAIRS, SWITCH, _status)
-    return dict(_status)

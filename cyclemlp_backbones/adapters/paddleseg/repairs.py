@@ -20,9 +20,7 @@ from paddleseg.deploy.infer import DeployConfig
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
 from paddleseg.utils import metrics
 
-from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, apply_needed, fails
-
-SWITCH = "CYCLEMLP_PADDLESEG_REPAIRS_OFF"
+from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, Repairs, fails
 
 
 def _cross_entropy_mixes_dtypes() -> bool:
@@ -124,41 +122,38 @@ def _repair_deploy() -> None:
     DeployConfig.model = property(existing_program)
 
 
-REPAIRS = (
-    ZLIB_ORDER,
-    Repair(
-        "cross_entropy_dtype",
-        "CrossEntropyLoss multiplies float32 by int64, a TypeError on Paddle 3",
-        _cross_entropy_mixes_dtypes,
-        _repair_cross_entropy,
-    ),
-    Repair(
-        "training_log_scalar",
-        "train() takes element 0 of losses that have no axis, an IndexError since Paddle 2.6",
-        _training_log_indexes_scalars,
-        _repair_training_log,
-    ),
-    Repair(
-        "areas_of_scalars",
-        "calculate_area concatenates tensors that have no axis, a ValueError since Paddle 2.6",
-        _areas_concatenate_scalars,
-        _repair_areas,
-    ),
-    Repair(
-        "deploy_program",
-        "deploy.yaml of tools/export.py names model.pdmodel, where Paddle 3 writes model.json",
-        _deploy_names_another_program,
-        _repair_deploy,
+REPAIRS = Repairs(
+    "paddleseg",
+    "CYCLEMLP_PADDLESEG_REPAIRS_OFF",
+    (
+        ZLIB_ORDER,
+        Repair(
+            "cross_entropy_dtype",
+            "CrossEntropyLoss multiplies float32 by int64, a TypeError on Paddle 3",
+            "PaddleSeg 2.9.1, which casts mask and coef",
+            _cross_entropy_mixes_dtypes,
+            _repair_cross_entropy,
+        ),
+        Repair(
+            "training_log_scalar",
+            "train() takes element 0 of losses that have no axis, an IndexError since Paddle 2.6",
+            "PaddleSeg 2.9.1, which logs float(loss)",
+            _training_log_indexes_scalars,
+            _repair_training_log,
+        ),
+        Repair(
+            "areas_of_scalars",
+            "calculate_area concatenates tensors that have no axis, a ValueError since Paddle 2.6",
+            "PaddleSeg 2.9.1, which stacks them",
+            _areas_concatenate_scalars,
+            _repair_areas,
+        ),
+        Repair(
+            "deploy_program",
+            "deploy.yaml of tools/export.py names model.pdmodel, where Paddle 3 writes model.json",
+            "not mended upstream (develop of October 2024)",
+            _deploy_names_another_program,
+            _repair_deploy,
+        ),
     ),
 )
-
-_status: dict[str, str] = {}
-
-
-def apply_repairs() -> dict[str, str]:
-    """Applies what the installed PaddleSeg needs, once; says per repair "applied", "not needed" or "switched off".
-
-    Raises ValueError if CYCLEMLP_PADDLESEG_REPAIRS_OFF names a repair that does not exist.
-    """
-    apply_needed(REPAIRS, SWITCH, _status)
-    return dict(_status)

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from cyclemlp_backbones.adapters.paddledet.coco import check_annotations
+from cyclemlp_backbones.coco import check_annotations
 from tests.adapters.tiny_det import SIZE, cyclemlp, write_config, write_data
 
 
