@@ -13,6 +13,8 @@ from cyclemlp_backbones import build_classifier
 from tests.adapters.tiny_det import DETECTORS, dataset, in_process, write_data
 from tests.adapters.tiny_seg import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 FOLDER = REPOSITORY / "det_configs"
 VARIANTS = ("b1", "b2", "b3", "b4", "b5")
 CONFIGS = sorted(FOLDER.glob("*.yml"))

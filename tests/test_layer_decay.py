@@ -144,6 +144,7 @@ def detectors_steps(folder, function):
 TWICE = [f"head.conv_feat.fcos_head_{kind}_tower_conv_0.conv.bias" for kind in ("cls", "reg")]
 
 
+@pytest.mark.slow
 def test_paddledetections_optimizer_follows_the_factors(tmp_path):
     steps = in_process(detectors_steps, tmp_path, "cyclemlp_layer_decay")
     for name, step in steps.items():
@@ -151,11 +152,13 @@ def test_paddledetections_optimizer_follows_the_factors(tmp_path):
         assert step == pytest.approx(0.01 * factor, rel=1e-2, abs=2e-6), name
 
 
+@pytest.mark.slow
 def test_paddledetections_own_function_is_refused_since_it_does_nothing_here(tmp_path):
     with pytest.raises(ValueError, match="'layerwise_lr_decay', which does not know CycleMLP's parameters"):
         in_process(detectors_steps, tmp_path, "layerwise_lr_decay")
 
 
+@pytest.mark.slow
 def test_without_it_all_parameters_have_one_rate(tmp_path):
     steps = in_process(detectors_steps, tmp_path, None)
     assert [steps.pop(name) for name in TWICE] == pytest.approx([0.02, 0.02], rel=1e-2)

@@ -22,6 +22,8 @@ from tests.adapters.tiny_det import cyclemlp, write_config, write_data
 from tests.adapters.tiny_seg import REPOSITORY
 from tests.adapters.tiny_seg import cyclemlp as cyclemlp_afresh
 
+pytestmark = pytest.mark.slow
+
 
 def det(action, config, *flags):
     """Exit status and output of `cyclemlp det action -c config flags`, run in the configuration's folder."""

@@ -9,6 +9,8 @@ import yaml
 
 from tests.adapters.tiny_det import cyclemlp, in_process, write_config, write_data
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((64, 64), (96, 128), (160, 96))
 
 

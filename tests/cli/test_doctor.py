@@ -8,6 +8,8 @@ import pytest
 
 from cyclemlp_backbones.environment import conflicts
 
+pytestmark = pytest.mark.slow
+
 BROKEN_CV2 = 'raise ImportError("numpy.core.multiarray failed to import")'
 # Like Paddle 2.6: what loads zlib after it crashes.
 PADDLE_WITH_ZLIB_SYMBOLS = """

@@ -20,6 +20,7 @@ def backbone(variant="b0", **arguments):
     return network
 
 
+@pytest.mark.slow
 def test_importing_it_needs_no_toolkit():
     code = (
         "import sys, cyclemlp_backbones.heads.semantic_fpn; "

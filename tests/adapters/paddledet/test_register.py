@@ -65,6 +65,7 @@ def reloaded():
     return type(create("CycleMLP")) is register.CycleMLP is not before
 
 
+@pytest.mark.slow
 def test_importing_repairs_nothing_and_reloading_registers_what_was_loaded_anew():
     assert in_process(reloaded)
 
@@ -120,6 +121,7 @@ def backbone_of(config, pretrained):
     return {name: value.numpy() for name, value in model.backbone.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_weights_of_a_classifier_backbone_or_detector_load_into_each_detector(tmp_path, detector):
     classifier = save_sources(tmp_path)
@@ -132,6 +134,7 @@ def test_weights_of_a_classifier_backbone_or_detector_load_into_each_detector(tm
             np.testing.assert_array_equal(loaded[name], value, err_msg=f"{source}: {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_weights_that_do_not_fit_are_an_error(tmp_path, detector):
     config = write_config(tmp_path, detector)
@@ -167,6 +170,7 @@ def decayed(detector, folder):
     return [name for name, value in values.items() if value < 1], [name for name, value in values.items() if value == 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
 def test_weight_decay_spares_norms_and_biases(tmp_path, detector):
     changed, left = in_process(decayed, detector, tmp_path)
@@ -176,6 +180,7 @@ def test_weight_decay_spares_norms_and_biases(tmp_path, detector):
     assert {"backbone.network.0.0.norm1.weight", "backbone.patch_embed.proj.bias", "backbone.norm6.weight"} <= set(left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -13,6 +13,8 @@ import pytest
 
 from tests.adapters.tiny_det import SIZE, cyclemlp, in_process, write_config, write_data
 
+pytestmark = pytest.mark.slow
+
 PADDLE_2 = paddle.version.major == "2"
 
 # What fails without the repair: the detector, the action, and the error.

@@ -50,6 +50,7 @@ def test_reloading_registers_what_was_loaded_anew():
     assert manager.BACKBONES["CycleMLP_B1"] is package.CycleMLP_B1 is not before
 
 
+@pytest.mark.slow
 def test_importing_registers_and_repairs_nothing(tmp_path):
     code = (
         "import sys; from paddleseg.utils import metrics; area = metrics.calculate_area; "

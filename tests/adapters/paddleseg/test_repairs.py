@@ -50,6 +50,7 @@ def test_status_says_what_this_release_needs():
     assert all(repair.until for repair in REPAIRS.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ERRORS)
 def test_without_the_repair_training_meets_the_defect(config, name):
     run = train(config, CYCLEMLP_PADDLESEG_REPAIRS_OFF=name)
@@ -60,6 +61,7 @@ def test_without_the_repair_training_meets_the_defect(config, name):
         assert ERRORS[name] in run.stderr
 
 
+@pytest.mark.slow
 def test_with_all_repairs_training_logs_and_evaluates(config):
     run = train(config)
     assert run.returncode == 0, run.stderr
@@ -68,6 +70,7 @@ def test_with_all_repairs_training_logs_and_evaluates(config):
     assert "[EVAL] #Images: 4 mIoU:" in run.stdout
 
 
+@pytest.mark.slow
 def test_reading_a_png_needs_zlib_before_paddle_only_where_it_is_reported(tmp_path):
     """Imports in this order, then decodes: what our package's first line prevents."""
     decode = (
@@ -92,6 +95,7 @@ open(DeployConfig(sys.argv[1]).model).close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", ["", "deploy_program"])
 def test_deployment_finds_the_program_that_export_wrote(tmp_path, off):
     """What tools/export.py of release 2.8 leaves on this Paddle; deploy/python/infer.py opens the model's path."""
