@@ -12,6 +12,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def _register(adapter: str) -> None:
@@ -35,6 +36,11 @@ def run_script(adapter: str, package: str, script: Path, arguments: Sequence[str
     sys.argv = [str(script), *arguments]
     _register(adapter)
     runpy.run_path(str(script), run_name="__main__")
+
+
+def taken(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Flags of those names as keyword arguments."""
+    return {name: getattr(args, name) for name in names}
 
 
 def how_to_go_on(adapter: str, arguments: Sequence[str]) -> str:

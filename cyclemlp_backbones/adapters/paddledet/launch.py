@@ -25,7 +25,7 @@ from ppdet.metrics.coco_utils import json_eval_results
 from ppdet.slim import build_slim_model
 from ppdet.utils.check import check_version
 
-from cyclemlp_backbones.adapters.launch import config_errors
+from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.cyclenet import CycleNet
@@ -261,7 +261,7 @@ def run_eval(args: argparse.Namespace) -> None:
     trainer = _build(args, config, "eval")
     _load_trained(trainer, config)
     if args.slice_infer:
-        trainer.evaluate_slice(**_taken(args, *_SLICING))
+        trainer.evaluate_slice(**taken(args, *_SLICING))
     else:
         trainer.evaluate()
 
@@ -269,10 +269,6 @@ def run_eval(args: argparse.Namespace) -> None:
 def _check_sahi() -> None:
     if importlib.util.find_spec("sahi") is None:
         raise ImportError("--slice_infer cuts images with the package sahi: pip install sahi")
-
-
-def _taken(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names}
 
 
 def _images(args: argparse.Namespace) -> list[str]:
@@ -310,9 +306,9 @@ def run_infer(args: argparse.Namespace) -> None:
     trainer = _build(args, config, "test")
     _check_class_names(trainer, args, config)
     _load_trained(trainer, config)
-    arguments = _taken(args, "draw_threshold", "output_dir", "save_results", "visualize")
+    arguments = taken(args, "draw_threshold", "output_dir", "save_results", "visualize")
     if args.slice_infer:
-        trainer.slice_predict(images, **_taken(args, *_SLICING), **arguments)
+        trainer.slice_predict(images, **taken(args, *_SLICING), **arguments)
     else:
         trainer.predict(images, **arguments)
 

@@ -43,10 +43,13 @@ from ppdet.optimizer.adamw import layerwise_lr_decay
 from ppdet.utils import visualizer
 
 from cyclemlp_backbones.adapters.paddledet import LAYER_DECAY, static
-from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, Repairs, fails, scalars_do_not_concatenate
+from cyclemlp_backbones.adapters.repairs import Repairs, fails, scalars_do_not_concatenate
 from cyclemlp_backbones.coco import check_annotations
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.layer_decay import apply_layer_decay
+
+_NOT_MENDED = "not mended upstream (develop of October 2024)"
+REPAIRS = Repairs("ppdet", "CYCLEMLP_PADDLEDET_REPAIRS_OFF")
 
 _CONCATENATING = (
     "ppdet.modeling.proposal_generator.rpn_head",
@@ -55,8 +58,6 @@ _CONCATENATING = (
     "ppdet.modeling.architectures.faster_rcnn",
     "ppdet.modeling.post_process",
 )
-
-
 # A list of items without an axis, as it is gathered for `concat`.
 _SCALARS = re.compile(r"(?:append\(|concat\(\[)paddle\.shape\(\w+\)\[0\]|bbox_num_i = bbox_num\[i\]\n")
 
@@ -89,7 +90,11 @@ class _PaddleThatConcatenatesScalars(types.ModuleType):
         return getattr(paddle, name)
 
 
+@REPAIRS.row(
+    "concat_scalars", until="PaddleDetection 2.7.1, which slices instead of indexing", needed=_scalars_are_concatenated
+)
 def _repair_concat() -> None:
+    """R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6."""
     stand_in = _PaddleThatConcatenatesScalars("paddle")
     for module in _modules_that_concatenate_scalars():
         module.paddle = stand_in  # type: ignore[attr-defined]
@@ -100,7 +105,9 @@ def _polygons_only() -> bool:
     return fails(lambda: target.rasterize_polygons_within_box(code, np.array([0.0, 0.0, 2.0, 2.0]), 2), ValueError)
 
 
+@REPAIRS.row("run_length_masks", until=_NOT_MENDED, needed=_polygons_only)
 def _repair_mask_targets() -> None:
+    """Mask R-CNN trains with polygons only; a run-length code, as COCO's format allows, is a ValueError."""
     rasterize_polygons = target.rasterize_polygons_within_box
 
     def rasterize(segmentation: Any, box: np.ndarray, resolution: int) -> Tensor:
@@ -129,7 +136,11 @@ def _text_size(self: ImageDraw.ImageDraw, text: str) -> tuple[int, int]:
     return round(right), round(bottom)
 
 
+@REPAIRS.row(
+    "text_size", until="PaddleDetection 2.7.1, whose imagedraw_textsize_c knows both", needed=_labels_ask_for_textsize
+)
 def _repair_text_size() -> None:
+    """Drawing a label asks for ImageDraw.textsize, which Pillow 10 removed, an AttributeError."""
     ImageDraw.ImageDraw.textsize = _text_size
 
 
@@ -140,7 +151,13 @@ def _static_layers_have_no_program() -> bool:
     return fails(lambda: layer.forward.main_program, RuntimeError)
 
 
+@REPAIRS.row(
+    "static_programs",
+    until="PaddleDetection 2.7.1, which asks for full_graph=True",
+    needed=_static_layers_have_no_program,
+)
 def _repair_static_programs() -> None:
+    """Export asks for the program of a static layer, which Paddle 3 has only for whole graphs, a RuntimeError."""
     export = Trainer.export
 
     @functools.wraps(export)
@@ -150,9 +167,8 @@ def _repair_static_programs() -> None:
         try:
             return export(self, *args, **kwargs)
         finally:
-            if before is None:
-                del os.environ["ENABLE_FALL_BACK"]
-            else:
+            del os.environ["ENABLE_FALL_BACK"]
+            if before is not None:
                 os.environ["ENABLE_FALL_BACK"] = before
 
     Trainer.export = with_whole_graphs
@@ -163,62 +179,57 @@ def _nms_knows_no_pir() -> bool:
     return pir and "in_dynamic_or_pir_mode" not in inspect.getsource(ops.multiclass_nms)
 
 
+_NMS_ARGUMENTS = (  # in the operator's order
+    "bboxes", "scores", "rois_num", "score_threshold", "nms_top_k", "keep_top_k", "nms_threshold", "normalized",
+    "nms_eta", "background_label",
+)  # fmt: skip
+
+
+@REPAIRS.row(
+    "static_nms",
+    until="PaddleDetection's develop of October 2024, which calls the operator of both",
+    needed=_nms_knows_no_pir,
+)
 def _repair_nms() -> None:
+    """Multiclass_nms builds an operator of Paddle 2's static graphs, a TypeError in Paddle 3's."""
     original = ops.multiclass_nms
+    signature = inspect.signature(original)
 
     @paddle.jit.not_to_static
     @functools.wraps(original)
-    def multiclass_nms(
-        bboxes: Tensor,
-        scores: Tensor,
-        score_threshold: float,
-        nms_top_k: int,
-        keep_top_k: int,
-        nms_threshold: float = 0.3,
-        normalized: bool = True,
-        nms_eta: float = 1.0,
-        background_label: int = -1,
-        return_index: bool = False,
-        return_rois_num: bool = True,
-        rois_num: Tensor | None = None,
-        name: str | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        output, index, counts = paddle._C_ops.multiclass_nms3(
-            bboxes,
-            scores,
-            rois_num,
-            score_threshold,
-            nms_top_k,
-            keep_top_k,
-            nms_threshold,
-            normalized,
-            nms_eta,
-            background_label,
-        )
-        return output, counts if return_rois_num else None, index if return_index else None
+    def multiclass_nms(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        settings = given.arguments
+        output, index, counts = paddle._C_ops.multiclass_nms3(*(settings[name] for name in _NMS_ARGUMENTS))
+        return output, counts if settings["return_rois_num"] else None, index if settings["return_index"] else None
 
     ops.multiclass_nms = multiclass_nms
 
 
-def _proposals_count_by_slicing() -> bool:
-    return "paddle.slice(paddle.shape(im_shape)" in inspect.getsource(RPNHead._gen_proposal)
-
-
+@REPAIRS.row(
+    "static_proposals",
+    until="PaddleDetection 2.7.1, which takes the batch size from im_shape.shape",
+    needed=lambda: "paddle.slice(paddle.shape(im_shape)" in inspect.getsource(RPNHead._gen_proposal),
+)
 def _repair_proposals() -> None:
+    """RPNHead._gen_proposal does not translate to a static graph, a ValueError on export."""
     static.ORIGINALS["gen_proposal"] = RPNHead._gen_proposal
-    RPNHead._gen_proposal = static.gen_proposal_or_onnx
+    RPNHead._gen_proposal = static.gen_proposal
 
 
-def _predictions_index_counts() -> bool:
-    return "bbox_num_i = bbox_num[i]\n" in inspect.getsource(BBoxPostProcess.get_pred)
-
-
+@REPAIRS.row(
+    "static_predictions",
+    until="PaddleDetection 2.7.1, which slices bbox_num",
+    needed=lambda: "bbox_num_i = bbox_num[i]\n" in inspect.getsource(BBoxPostProcess.get_pred),
+)
 def _repair_predictions() -> None:
+    """Predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch."""
     static.ORIGINALS.update(
         get_pred=BBoxPostProcess.get_pred, paste=MaskPostProcess.__call__, forward_test=MaskHead.forward_test
     )
-    BBoxPostProcess.get_pred = static.get_pred_or_onnx
-    MaskPostProcess.__call__ = static.paste_masks_or_onnx
+    BBoxPostProcess.get_pred = static.get_pred
+    MaskPostProcess.__call__ = static.paste_masks
     MaskHead.forward_test = static.predict_masks
 
 
@@ -240,7 +251,9 @@ def _dataset_takes_any_annotations() -> bool:
             logging.disable(logging.NOTSET)
 
 
+@REPAIRS.row("annotations", until=_NOT_MENDED, needed=_dataset_takes_any_annotations)
 def _repair_annotations() -> None:
+    """COCODataSet trains on boxes outside their image, and names no entry of a file that it cannot read."""
     parse = COCODataSet.parse_dataset
 
     @functools.wraps(parse)
@@ -259,8 +272,12 @@ def _layer_decay_passes_cyclemlp_by() -> bool:
     return (1.0 if factor is None else factor) * parameter.optimize_attr["learning_rate"] == 1.0
 
 
+@REPAIRS.row("layer_decay", until=_NOT_MENDED, needed=_layer_decay_passes_cyclemlp_by)
 def _repair_layer_decay() -> None:
-    """Makes AdamWDL take `set_param_lr_func: cyclemlp_layer_decay` with its `layer_decay`."""
+    """AdamWDL's layerwise_lr_decay knows names of transformers only, and leaves CycleMLP's rates as they are.
+
+    The repair makes it take `set_param_lr_func: cyclemlp_layer_decay` with its `layer_decay`.
+    """
     build = optimizer_builders.build_adamwdl
 
     @functools.wraps(build)
@@ -284,77 +301,3 @@ def _repair_layer_decay() -> None:
         return build(model, lr, layer_decay=layer_decay, set_param_lr_func=set_param_lr_func, **arguments)
 
     optimizer_builders.build_adamwdl = build_with_layer_decay
-
-
-_NOT_MENDED = "not mended upstream (develop of October 2024)"
-
-REPAIRS = Repairs(
-    "ppdet",
-    "CYCLEMLP_PADDLEDET_REPAIRS_OFF",
-    (
-        ZLIB_ORDER,
-        Repair(
-            "concat_scalars",
-            "R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6",
-            "PaddleDetection 2.7.1, which slices instead of indexing",
-            _scalars_are_concatenated,
-            _repair_concat,
-        ),
-        Repair(
-            "run_length_masks",
-            "Mask R-CNN trains with polygons only; a run-length code, as COCO's format allows, is a ValueError",
-            _NOT_MENDED,
-            _polygons_only,
-            _repair_mask_targets,
-        ),
-        Repair(
-            "text_size",
-            "drawing a label asks for ImageDraw.textsize, which Pillow 10 removed, an AttributeError",
-            "PaddleDetection 2.7.1, whose imagedraw_textsize_c knows both",
-            _labels_ask_for_textsize,
-            _repair_text_size,
-        ),
-        Repair(
-            "static_programs",
-            "export asks for the program of a static layer, which Paddle 3 has only for whole graphs, a RuntimeError",
-            "PaddleDetection 2.7.1, which asks for full_graph=True",
-            _static_layers_have_no_program,
-            _repair_static_programs,
-        ),
-        Repair(
-            "static_nms",
-            "multiclass_nms builds an operator of Paddle 2's static graphs, a TypeError in Paddle 3's",
-            "PaddleDetection's develop of October 2024, which calls the operator of both",
-            _nms_knows_no_pir,
-            _repair_nms,
-        ),
-        Repair(
-            "static_proposals",
-            "RPNHead._gen_proposal does not translate to a static graph, a ValueError on export",
-            "PaddleDetection 2.7.1, which takes the batch size from im_shape.shape",
-            _proposals_count_by_slicing,
-            _repair_proposals,
-        ),
-        Repair(
-            "static_predictions",
-            "predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch",
-            "PaddleDetection 2.7.1, which slices bbox_num",
-            _predictions_index_counts,
-            _repair_predictions,
-        ),
-        Repair(
-            "annotations",
-            "COCODataSet trains on boxes outside their image, and names no entry of a file that it cannot read",
-            _NOT_MENDED,
-            _dataset_takes_any_annotations,
-            _repair_annotations,
-        ),
-        Repair(
-            "layer_decay",
-            "AdamWDL's layerwise_lr_decay knows names of transformers only, and leaves CycleMLP's rates as they are",
-            _NOT_MENDED,
-            _layer_decay_passes_cyclemlp_by,
-            _repair_layer_decay,
-        ),
-    ),
-)

@@ -24,11 +24,15 @@ from paddleseg.deploy.export import WrappedModel
 from paddleseg.transforms import Compose
 from paddleseg.utils import get_image_list, utils
 
-from cyclemlp_backbones.adapters.launch import config_errors
+from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.interrupts import is_whole_pickle
 
+_TRAINING = (
+    "save_dir", "resume_model", "save_interval", "log_iters", "num_workers", "use_vdl", "use_ema",
+    "keep_checkpoint_max", "precision", "amp_level", "profiler_options",
+)  # fmt: skip
 _LOG = logging.getLogger(__name__)
 _REGISTRIES = (
     manager.MODELS, manager.BACKBONES, manager.DATASETS, manager.TRANSFORMS, manager.LOSSES, manager.OPTIMIZERS
@@ -108,7 +112,7 @@ def run_train(args: argparse.Namespace) -> None:
             f"--profiler_options needs paddle.utils.profiler, which Paddle {paddle.__version__} does not have; "
             "leave the flag out and use paddle.profiler"
         )
-    config, builder = _load_config(args, learning_rate=args.learning_rate, iters=args.iters, batch_size=args.batch_size)
+    config, builder = _load_config(args, **taken(args, "learning_rate", "iters", "batch_size"))
     utils.set_seed(args.seed)
     utils.set_device(args.device)
     utils.set_cv2_num_threads(args.num_workers)
@@ -132,22 +136,12 @@ def run_train(args: argparse.Namespace) -> None:
         train_dataset=train_dataset,
         val_dataset=val_dataset,
         optimizer=optimizer,
-        save_dir=args.save_dir,
+        losses=losses,
         iters=config.iters,
         batch_size=config.batch_size,
-        resume_model=args.resume_model,
-        save_interval=args.save_interval,
-        log_iters=args.log_iters,
-        num_workers=args.num_workers,
-        use_vdl=args.use_vdl,
-        use_ema=args.use_ema,
-        losses=losses,
-        keep_checkpoint_max=args.keep_checkpoint_max,
         test_config=config.test_config,
-        precision=args.precision,
-        amp_level=args.amp_level,
-        profiler_options=args.profiler_options,
         to_static_training=config.to_static_training,
+        **taken(args, *_TRAINING),
     )
 
 
@@ -156,20 +150,13 @@ def _test_config(config: Config, args: argparse.Namespace, augment: str) -> dict
     test_config = config.test_config
     configured = test_config.pop("aug_eval", False)
     if getattr(args, augment):
-        test_config.update(
-            {
-                augment: True,
-                "scales": args.scales,
-                "flip_horizontal": args.flip_horizontal,
-                "flip_vertical": args.flip_vertical,
-            }
-        )
+        test_config.update(taken(args, augment, "scales", "flip_horizontal", "flip_vertical"))
     elif configured and augment == "aug_eval":
         test_config[augment] = configured
     if args.is_slide:
         if args.crop_size is None or args.stride is None:
             raise ValueError("--is_slide needs --crop_size WIDTH HEIGHT and --stride WIDTH HEIGHT")
-        test_config.update({"is_slide": True, "crop_size": args.crop_size, "stride": args.stride})
+        test_config.update(taken(args, "is_slide", "crop_size", "stride"))
     return test_config
 
 
