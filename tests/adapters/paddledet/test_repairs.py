@@ -126,7 +126,7 @@ def test_without_the_repair_training_takes_a_box_outside_its_image(tmp_path):
     write_config(tmp_path, "retinanet", epoch=1, RetinaHead={"prior_prob": 0.1})
     path = tmp_path / "annotations" / "instances_train.json"
     document = json.loads(path.read_text())
-    document["annotations"][0]["bbox"] = [SIZE, 3, 10, 10]
+    document["annotations"].append({**document["annotations"][0], "id": 999, "bbox": [SIZE, 3, 10, 10]})
     path.write_text(json.dumps(document))
     status, output = run(tmp_path, "retinanet", "train", CYCLEMLP_PADDLEDET_REPAIRS_OFF="annotations")
     assert status == 0, output
