@@ -49,8 +49,10 @@ def _detector(config: str) -> Any:
     import paddle
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     network = create(read_config(str(ROOT / config), ["CycleMLP.pretrained=null"]).architecture)
     for name, parameter in network.named_parameters():
@@ -73,7 +75,9 @@ def _weights(task: str, config: str | None, folder: Path) -> str:
     elif task == "seg":
         from paddleseg.cvlibs import Config, SegBuilder
 
-        from cyclemlp_backbones.adapters import paddleseg  # noqa: F401
+        from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+        register_paddleseg(repair=True)
 
         configuration = Config(path=str(ROOT / str(config)))
         configuration.dic["model"]["backbone"]["pretrained"] = None

@@ -178,8 +178,10 @@ def compare(config: Path, exported: Path, batch: int) -> None:
     import paddle
     from ppdet.core.workspace import create
 
-    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     settings = read_config(str(config), [])
     model = create(settings.architecture)

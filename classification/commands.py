@@ -12,7 +12,7 @@ from typing import Any
 from classification.config import Config
 from classification.config_files import load_config, parse_setting
 from classification.flags import SHARED, TRAIN, add_flags, flag_settings
-from cyclemlp_backbones.cli.toolkit import is_interrupt
+from cyclemlp_backbones.interrupts import is_interrupt
 
 _GO_ON = {"train": "; the same command with --resume auto goes on from the last checkpoint"}
 

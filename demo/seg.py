@@ -86,7 +86,7 @@ def draw(config: Path, weights: Path, schedule: Schedule, seed: int, path: Path,
 
     from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
 
-    register_paddleseg()
+    register_paddleseg(repair=True)
     model = SegBuilder(Config(str(config))).model
     model.set_state_dict(paddle.load(str(weights)))
     model.eval()

@@ -13,6 +13,8 @@ from cyclemlp_backbones import build_classifier
 from tests.adapters.tiny_det import DETECTORS, dataset, in_process, write_data
 from tests.adapters.tiny_seg import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 FOLDER = REPOSITORY / "det_configs"
 VARIANTS = ("b1", "b2", "b3", "b4", "b5")
 CONFIGS = sorted(FOLDER.glob("*.yml"))
@@ -49,8 +51,10 @@ def build(path, pretrained):
     """The whole detector, as `cyclemlp det train` would build it: what the test below asks of it."""
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     config = read_config(str(path), [])
     published = config["CycleMLP"]["pretrained"]
@@ -107,8 +111,10 @@ def training_sides(path, folder):
     """Shorter sides of the images that the configuration's own reader gives, five times each of those in `folder`."""
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     config = read_config(str(path), [])
     config["TrainDataset"].update(dataset(folder, "train"))

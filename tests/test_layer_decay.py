@@ -112,7 +112,9 @@ def test_paddles_optimizers_follow_the_factors(kind):
 def test_paddlesegs_optimizer_follows_the_factors():
     from paddleseg.cvlibs import manager
 
-    import cyclemlp_backbones.adapters.paddleseg  # noqa: F401
+    from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+    register_paddleseg(repair=True)
 
     backbone = manager.BACKBONES["CycleMLP_B0"](drop_path_rate=0.0)
     model = manager.MODELS["SemanticFPN"](2, backbone, fpn_channels=8, head_channels=8)
@@ -128,7 +130,9 @@ def test_paddlesegs_optimizer_follows_the_factors():
 def detectors_steps(folder, function):
     from ppdet.core.workspace import create, load_config
 
-    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+
+    register_paddledet(repair=True)
 
     optimizer = {"layer_decay": 0.5, "set_param_lr_func": function, "weight_decay": 0.0}
     settings = load_config(str(write_config(folder, "retinanet", OptimizerBuilder={"optimizer": optimizer})))
@@ -140,6 +144,7 @@ def detectors_steps(folder, function):
 TWICE = [f"head.conv_feat.fcos_head_{kind}_tower_conv_0.conv.bias" for kind in ("cls", "reg")]
 
 
+@pytest.mark.slow
 def test_paddledetections_optimizer_follows_the_factors(tmp_path):
     steps = in_process(detectors_steps, tmp_path, "cyclemlp_layer_decay")
     for name, step in steps.items():
@@ -147,11 +152,13 @@ def test_paddledetections_optimizer_follows_the_factors(tmp_path):
         assert step == pytest.approx(0.01 * factor, rel=1e-2, abs=2e-6), name
 
 
+@pytest.mark.slow
 def test_paddledetections_own_function_is_refused_since_it_does_nothing_here(tmp_path):
     with pytest.raises(ValueError, match="'layerwise_lr_decay', which does not know CycleMLP's parameters"):
         in_process(detectors_steps, tmp_path, "layerwise_lr_decay")
 
 
+@pytest.mark.slow
 def test_without_it_all_parameters_have_one_rate(tmp_path):
     steps = in_process(detectors_steps, tmp_path, None)
     assert [steps.pop(name) for name in TWICE] == pytest.approx([0.02, 0.02], rel=1e-2)

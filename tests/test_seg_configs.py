@@ -16,7 +16,9 @@ pytest.importorskip("paddleseg", reason="PaddleSeg is not installed")
 from paddleseg.core.train import loss_computation
 from paddleseg.cvlibs import Config, SegBuilder
 
-import cyclemlp_backbones.adapters.paddleseg  # noqa: F401  registers
+from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+register_paddleseg(repair=True)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "seg_configs"
 EXPERIMENTS = sorted(path for path in CONFIGS.glob("*/*.yml") if path.parent.name not in ("_base_", "demo"))

@@ -21,12 +21,25 @@ COMMANDS = {
     "benchmark": "time one size on this machine, beside another network",
     "predict": "run an exported model on images: classes, masks, boxes",
 }
+_TOLD_VERSIONS = ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet")
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "usage: cyclemlp COMMAND …\n\ncommands:\n" + "\n".join(lines) + "\n\n`cyclemlp COMMAND --help` tells more."
+    return (
+        "usage: cyclemlp COMMAND …\n       cyclemlp --version\n\ncommands:\n"
+        + "\n".join(lines)
+        + "\n\n`cyclemlp COMMAND --help` tells more."
+    )
+
+
+def _versions() -> str:
+    from cyclemlp_backbones import __version__
+    from cyclemlp_backbones.files import installed_versions
+
+    found = {"cyclemlp-backbones": __version__, **installed_versions(_TOLD_VERSIONS)}
+    return "\n".join(f"{name} {version}" for name, version in found.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0 if arguments else 2
     command, *rest = arguments
+    if command == "--version":
+        print(_versions())
+        return 0
     if command not in COMMANDS:
         print(f"cyclemlp: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
         return 2

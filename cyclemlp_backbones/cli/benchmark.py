@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cyclemlp_backbones.cli.info import parse_size
+from cyclemlp_backbones.complexity import parse_size
 from cyclemlp_backbones.timing import ROUNDS, Ratio, Timing, describe_machine, measure, start_again_with, variables
 from cyclemlp_backbones.variants import VARIANTS, variant_name
 

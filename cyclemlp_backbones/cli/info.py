@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 
-from cyclemlp_backbones.complexity import multiply_adds, stage_sizes
-from cyclemlp_backbones.variants import MIN_SIZE, VARIANTS, variant_name
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """ "512x1024" -> (512, 1024), height first; "224" -> (224, 224). Anything else is a ValueError."""
-    match = re.fullmatch(r"\s*(\d+)\s*(?:[xX×]\s*(\d+))?\s*", text)
-    if not match or min(int(match[1]), int(match[2] or match[1])) < MIN_SIZE:
-        raise ValueError(
-            f"size {text!r}; it takes HEIGHTxWIDTH in pixels, both {MIN_SIZE} or more, for example 512x1024"
-        )
-    return int(match[1]), int(match[2] or match[1])
+from cyclemlp_backbones.complexity import multiply_adds, parse_size, stage_sizes
+from cyclemlp_backbones.variants import VARIANTS, variant_name
 
 
 def _cost(parameters: int, macs: int) -> str:

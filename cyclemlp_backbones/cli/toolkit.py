@@ -1,109 +1,111 @@
-"""What `cyclemlp seg` and `cyclemlp det` share: choosing the action, a checkout's own script, what interrupts leave."""
+"""What `cyclemlp seg` and `cyclemlp det` share: a toolkit's flags as rows of a table, its actions and its scripts."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import importlib
-import pickle
-import runpy
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from cyclemlp_backbones.adapters import launch
+from cyclemlp_backbones.checks import boolean, did_you_mean
+from cyclemlp_backbones.interrupts import is_interrupt
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
 """The file that paddle.distributed.launch runs: it takes a file, no module."""
+
+Flag = tuple[Sequence[str], Mapping[str, Any]]
+
+
+def flag(names: str, help: str, **options: Any) -> Flag:
+    """A row of the table: the flag's names, and what argparse takes. A default is told in the help."""
+    default = options.get("default")
+    if isinstance(default, (str, int, float)) and default is not False and "default" not in help:
+        help += " (default: %(default)s)"
+    return names.split(), {"help": help, **options}
+
+
+def switch(names: str, help: str) -> Flag:
+    return flag(names, help, action="store_true")
+
+
+def truth(names: str, help: str, default: bool = False) -> Flag:
+    """A flag alone is true; true or false may follow."""
+    return flag(names, help, nargs="?", type=boolean, const=True, default=default, metavar="BOOL")
 
 
 @dataclass(frozen=True)
 class Toolkit:
     """One toolkit's command.
 
-    `name` is the toolkit's, `package` its Python package, `command` ours. `adapter` registers our components when it is
-    imported; `tools` has a function `run_ACTION(args)` for every entry of `parsers`. `interrupted` says how to go on
-    after an interrupted training.
+    `name` is the toolkit's, `package` its Python package, `command` ours, `adapter` our folder of it. `config` is how
+    the usage names the flag of the configuration. `actions` has a summary and the flags of each action.
     """
 
     name: str
     package: str
     command: str
     adapter: str
-    tools: str
-    usage: str
-    parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]
-    interrupted: Callable[[argparse.Namespace], str]
+    config: str
+    actions: Mapping[str, tuple[str, Sequence[Flag]]]
 
+    @property
+    def usage(self) -> str:
+        by_action = f"cyclemlp {self.command} {'|'.join(self.actions)} {self.config} FILE …"
+        script, launcher = f"cyclemlp {self.command} path/to/tools/train.py …", f"cyclemlp {self.command} --launcher"
+        width = len(by_action) + 3
+        return f"""usage: {by_action:<{width}}with the installed {self.name}
+       {script:<{width}}runs a {self.name} checkout's own script
+       {launcher:<{width}}prints the file to give to paddle.distributed.launch
 
-def boolean(text: str) -> bool:
-    """A flag's value, for argparse."""
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r}; it takes true or false")
+`cyclemlp {self.command} train --help` lists the flags; they are those of {self.name}'s tools/train.py, and so on.
+On several devices:
+       python -m paddle.distributed.launch --devices 0,1 "$({launcher})" {self.command} train {self.config} FILE …
+On a CPU: `--nproc_per_node 2 --backend gloo` instead of `--devices 0,1`."""
 
+    def parser(self, action: str) -> argparse.ArgumentParser:
+        summary, flags = self.actions[action]
+        prog = f"cyclemlp {self.command} {action}"
+        parser = argparse.ArgumentParser(prog=prog, description=summary, allow_abbrev=False)
+        for names, options in flags:
+            parser.add_argument(*names, **options)
+        return parser
 
-def is_complete(pickled: Path) -> bool:
-    """A pickle ends with its opcode STOP; an interrupted save leaves none, or no file."""
-    return pickled.is_file() and pickled.read_bytes()[-1:] == pickle.STOP
-
-
-def run_toolkit(toolkit: Toolkit, argv: Sequence[str]) -> int:
-    """Runs one action or script; the exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(toolkit.usage)
-        return 0 if argv else 2
-    if argv[0] == "--launcher":
-        print(LAUNCHER)
+    def main(self, argv: Sequence[str]) -> int:
+        """Runs one action or script; the exit status."""
+        if not argv or argv[0] in ("-h", "--help"):
+            print(self.usage)
+            return 0 if argv else 2
+        if argv[0] == "--launcher":
+            print(LAUNCHER)
+            return 0
+        action, *rest = argv
+        is_script = action.endswith(".py")
+        if not is_script and action not in self.actions:
+            hint = did_you_mean(action, self.actions)
+            print(f"cyclemlp {self.command}: unknown action {action!r}{hint}\n\n{self.usage}", file=sys.stderr)
+            return 2
+        if is_script and not Path(action).is_file():
+            raise FileNotFoundError(
+                f"no script {action}; `cyclemlp {self.command}` takes {', '.join(self.actions)} "
+                f"or a script of a {self.name} checkout"
+            )
+        args = None if is_script else self.parser(action).parse_args(rest)  # Paddle is imported after it: seconds
+        try:
+            if is_script:
+                launch.run_script(self.adapter, self.package, Path(action), rest)
+            else:
+                launch.run_action(self.adapter, action, args)
+        except (Exception, KeyboardInterrupt) as error:
+            if is_interrupt(error):
+                how = launch.how_to_go_on(self.adapter, rest) if Path(action).stem == "train" else ""
+                print(f"interrupted{how}", file=sys.stderr)
+                return 130
+            if not is_script:
+                raise
+            traceback.print_exc()  # the script is not ours to explain
+            return 1
         return 0
-    action, *rest = argv
-    if action.endswith(".py"):
-        return _run_script(toolkit, Path(action), rest)
-    if action not in toolkit.parsers:
-        near = difflib.get_close_matches(action, toolkit.parsers, n=1)
-        print(
-            f"cyclemlp {toolkit.command}: unknown action {action!r}{f'; did you mean {near[0]}?' if near else ''}"
-            f"\n\n{toolkit.usage}",
-            file=sys.stderr,
-        )
-        return 2
-    args = toolkit.parsers[action]().parse_args(rest)
-
-    importlib.import_module(toolkit.adapter)  # after the flags: it takes seconds; first: it explains a missing toolkit
-    tools = importlib.import_module(toolkit.tools)
-    try:
-        getattr(tools, f"run_{action}")(args)
-    except (Exception, KeyboardInterrupt) as error:
-        if action != "train" or not is_interrupt(error):
-            raise
-        print(toolkit.interrupted(args), file=sys.stderr)
-        return 130
-    return 0
-
-
-def is_interrupt(error: BaseException) -> bool:
-    """Also of an interrupt that came within the backward of a PyLayer: Paddle makes an error of its own of that."""
-    return isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error)
-
-
-def _run_script(toolkit: Toolkit, script: Path, arguments: Sequence[str]) -> int:
-    """Runs a checkout's script with our components registered in the checkout's own package."""
-    if not script.is_file():
-        raise FileNotFoundError(
-            f"no script {script}; `cyclemlp {toolkit.command}` takes {', '.join(toolkit.parsers)} "
-            f"or a script of a {toolkit.name} checkout"
-        )
-    script = script.resolve()
-    owners = [parent for parent in script.parents if (parent / toolkit.package / "__init__.py").is_file()]
-    root = owners[0] if owners else script.parent.parent
-    sys.path[:0] = [str(root), str(script.parent)]
-    sys.argv = [str(script), *arguments]
-    try:
-        importlib.import_module(toolkit.adapter)
-        runpy.run_path(str(script), run_name="__main__")
-    except Exception:
-        traceback.print_exc()  # the script is not ours to explain
-        return 1
-    return 0

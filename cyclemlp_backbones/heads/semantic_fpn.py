@@ -10,6 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from cyclemlp_backbones.checks import check_integer
 from cyclemlp_backbones.weights.loading import load_model_weights
 
 _STRIDES = (4, 8, 16, 32)
@@ -139,13 +140,9 @@ class SemanticFPN(nn.Layer):
         pretrained: str | os.PathLike | None = None,
     ):
         super().__init__()
-        for name, value in (
-            ("num_classes", num_classes),
-            ("fpn_channels", fpn_channels),
-            ("head_channels", head_channels),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; SemanticFPN takes an integer of at least 1")
+        check_integer("num_classes", num_classes, 1)
+        check_integer("fpn_channels", fpn_channels, 1)
+        check_integer("head_channels", head_channels, 1)
         if not isinstance(dropout_ratio, (int, float)) or not 0 <= dropout_ratio < 1:
             raise ValueError(
                 f"dropout_ratio is {dropout_ratio!r}; it takes a probability from 0 up to, but not including, 1"

@@ -16,11 +16,13 @@ import paddle
 import pytest
 from PIL import Image
 
-from cyclemlp_backbones.adapters.paddledet.config import parse_options
+from cyclemlp_backbones.adapters.paddledet.launch import parse_options
 from cyclemlp_backbones.cli import main
 from tests.adapters.tiny_det import cyclemlp, write_config, write_data
 from tests.adapters.tiny_seg import REPOSITORY
 from tests.adapters.tiny_seg import cyclemlp as cyclemlp_afresh
+
+pytestmark = pytest.mark.slow
 
 
 def det(action, config, *flags):
@@ -160,7 +162,7 @@ def test_options_are_yaml_with_nested_keys():
 
 
 def misnamed_file(config):
-    return [config.with_name("retinnet.yml")], r"no configuration file .*; in .* there is retinanet\.yml"
+    return [config.with_name("retinnet.yml")], r"no configuration file .*; did you mean retinanet\.yml"
 
 
 def mistyped_module(config):

@@ -9,6 +9,8 @@ import yaml
 
 from tests.adapters.tiny_det import cyclemlp, in_process, write_config, write_data
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((64, 64), (96, 128), (160, 96))
 
 
@@ -27,8 +29,10 @@ def feeds():
 def dygraph(config, weights):
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     model = create(read_config(str(config), []).architecture)
     model.set_state_dict(paddle.load(str(weights)))
@@ -60,8 +64,10 @@ def save_random(config, weights):
     """A detector's fresh weights, except that RetinaNet's scores are those of a head without its low prior."""
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     paddle.seed(1)
     model = create(read_config(str(config), []).architecture)

@@ -13,6 +13,8 @@ from cyclemlp_backbones.cli import main
 from tests.adapters.tiny_det import write_config, write_data
 from tests.adapters.tiny_seg import python
 
+pytestmark = pytest.mark.slow
+
 # What PaddleDetection's tools/train.py does; and each rank tells what it has at the end.
 SCRIPT = """
 import sys

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from cyclemlp_backbones.cli.doctor import check_python
+from cyclemlp_backbones.environment import conflicts
+
+pytestmark = pytest.mark.slow
 
 BROKEN_CV2 = 'raise ImportError("numpy.core.multiarray failed to import")'
 # Like Paddle 2.6: what loads zlib after it crashes.
@@ -124,10 +126,9 @@ def test_a_sound_environment_has_no_finding(tmp_path):
 
 @pytest.mark.parametrize(("version", "found"), [((3, 9, 1), True), ((3, 10, 13), False), ((3, 12, 1), True)])
 def test_python_is_checked(version, found):
-    finding = check_python(version)
-    assert (finding is not None) == found
-    if finding:
-        assert "3.10 and 3.11" in finding.problem
+    problems = [finding.problem for finding in conflicts({"paddlepaddle": "3.3.1"}, python=version)]
+    assert len(problems) == found
+    assert all("3.10 and 3.11" in problem for problem in problems)
 
 
 def test_the_environment_of_the_tests_is_sound():

@@ -17,6 +17,8 @@ import pytest
 from cyclemlp_backbones.cli import main
 from tests.adapters.tiny_seg import NUM_CLASSES, SEMANTIC_FPN, python, write_config, write_data
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 5e-5  # measured: 2e-6; without the other process's gradients 0.5
 ITERS = 3
 

@@ -1,8 +1,13 @@
+"""Interrupts, of a command of ours and of a checkout's script."""
+
+import shutil
+
 import paddle
 import pytest
 
 from cyclemlp_backbones.adapters.paddleseg import launch as paddleseg_tools
 from cyclemlp_backbones.cli import main
+from tests.adapters.tiny_det import cyclemlp
 
 
 class Interrupted(paddle.autograd.PyLayer):
@@ -39,3 +44,41 @@ def test_another_error_is_not_taken_for_an_interrupt(monkeypatch, tmp_path, caps
     monkeypatch.setattr(paddleseg_tools, "run_train", fail)
     assert main(["seg", "train", "--config", "any.yml", "--save_dir", str(tmp_path)]) == 1
     assert "no such class" in capsys.readouterr().err
+
+
+SEG_SCRIPT = """
+import pathlib, pickle
+folder = pathlib.Path("mine", "iter_7")
+folder.mkdir(parents=True)
+(folder / "model.pdopt").write_bytes(pickle.dumps({})[: None if WHOLE else -1])
+raise KeyboardInterrupt
+"""
+DET_SCRIPT = """
+import pathlib, pickle
+from ppdet.core.workspace import global_config
+global_config.update(save_dir="mine", filename="retinanet")
+folder = pathlib.Path("mine", "retinanet")
+folder.mkdir(parents=True)
+(folder / "7.pdopt").write_bytes(pickle.dumps({})[: None if WHOLE else -1])
+raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "source", "last"),
+    [
+        ("seg", SEG_SCRIPT, "--resume_model mine/iter_7"),
+        ("det", DET_SCRIPT, "-r mine/retinanet/7.pdparams"),
+    ],
+)
+def test_an_interrupt_of_a_checkouts_script_says_how_to_go_on(tmp_path, command, source, last):
+    script = tmp_path / "tools" / "train.py"
+    script.parent.mkdir()
+    for whole, message in ((True, f"interrupted; go on with {last}"), (False, "interrupted before the first")):
+        script.write_text(source.replace("mkdir(parents=True)", f"mkdir(parents=True); WHOLE = {whole}"))
+        status, output = cyclemlp(command, script, "--config", "x.yml", "--save_dir", "mine", cwd=tmp_path)
+        assert status == 130, output
+        assert output.strip().startswith(message), output
+        assert "\n" not in output.strip()
+        shutil.rmtree(tmp_path / "mine")

@@ -8,7 +8,7 @@ from pathlib import Path
 import paddle
 import pytest
 
-from cyclemlp_backbones import VARIANTS, CycleFC, build_backbone, build_classifier
+from cyclemlp_backbones import VARIANTS, CycleFC, __version__, build_backbone, build_classifier
 from cyclemlp_backbones.cli import COMMANDS, main
 from cyclemlp_backbones.complexity import multiply_adds, stage_sizes
 
@@ -91,6 +91,14 @@ def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["--help"]) == 0
 
 
+def test_version_tells_the_toolkits_too(capsys):
+    assert main(["--version"]) == 0
+    told = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert told["cyclemlp-backbones"] == __version__
+    assert told["paddlepaddle"] == paddle.__version__
+    assert told.keys() >= {"paddleseg", "paddledet"}
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_help(command, capsys):
     try:
@@ -101,14 +109,17 @@ def test_every_command_has_help(command, capsys):
     assert f"cyclemlp {command}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_describing_commands_do_not_import_paddle():
     code = (
         "import sys; from cyclemlp_backbones.cli import main; main(['variants']); main(['info', 'b1']); "
+        "main(['--version']); main(['seg']); main(['det', '--help']); "
         "assert 'paddle' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_importing_the_package_needs_nothing_of_the_toolkits():
     code = (
         "import sys; import cyclemlp_backbones as package; [getattr(package, name) for name in package.__all__]; "
@@ -132,6 +143,7 @@ def test_configs_are_copied_and_not_overwritten(tmp_path, capsys):
     assert changed.read_text() != "mine"
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_configurations(tmp_path):
     """What a user without a checkout gets."""
     subprocess.run(

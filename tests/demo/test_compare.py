@@ -54,13 +54,15 @@ def built(head, path):
 
         from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
 
-        register_paddleseg()
+        register_paddleseg(repair=True)
         model = SegBuilder(Config(str(path))).model
     else:
         from ppdet.core.workspace import create
 
-        from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-        from cyclemlp_backbones.adapters.paddledet.config import read_config
+        from cyclemlp_backbones.adapters.paddledet import register_paddledet
+        from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+        register_paddledet(repair=True)
 
         model = create(read_config(str(path), []).architecture)
     names = {name: list(value.shape) for name, value in model.named_parameters() if not value.stop_gradient}

@@ -58,8 +58,10 @@ def test_start_takes_an_earlier_demos_weights_of_the_same_variant_only(tmp_path,
 def backbone_and_classes(path):
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     config = read_config(str(path), [])
     model = create(config.architecture)

@@ -21,8 +21,10 @@ CHANGES = {
 def save_random(config, weights):
     from ppdet.core.workspace import create
 
-    from cyclemlp_backbones.adapters import paddledet  # noqa: F401
-    from cyclemlp_backbones.adapters.paddledet.config import read_config
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
 
     paddle.seed(1)
     model = create(read_config(str(config), []).architecture)

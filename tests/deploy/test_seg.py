@@ -28,7 +28,9 @@ UPERNET = {
 def build(folder, model):
     from paddleseg.cvlibs import Config, SegBuilder
 
-    from cyclemlp_backbones.adapters import paddleseg  # noqa: F401
+    from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+
+    register_paddleseg(repair=True)
 
     write_data(folder)
     config = write_config(folder, model)

@@ -14,8 +14,9 @@ from paddle.static import InputSpec
 from ppdet.core.workspace import create
 from ppdet.data.source.category import get_categories
 
+from cyclemlp_backbones.adapters.launch import config_errors
 from cyclemlp_backbones.adapters.paddledet import register_paddledet
-from cyclemlp_backbones.adapters.paddledet.config import config_errors, read_config
+from cyclemlp_backbones.adapters.paddledet.launch import read_config
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette
@@ -26,8 +27,6 @@ _INTERPOLATIONS = {0: "nearest", 1: "bilinear", 2: "bicubic"}
 _PAIR = [None, 2]
 _LARGEST = math.log(1000 / 16)
 """PaddleDetection's bound of a size's logarithm."""
-
-register_paddledet()
 
 
 class _Detector(nn.Layer):
@@ -86,6 +85,7 @@ def det_export(
 
     Raises ValueError for a configuration that cannot be exported, CheckpointError for weights that do not fit.
     """
+    register_paddledet(repair=True)
     config = read_config(config_path, [*opts, "CycleMLP.pretrained=null"])
     with config_errors(config_path):
         model = create(config.architecture)

@@ -10,35 +10,123 @@ import argparse
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import paddle
-from ppdet.core.workspace import create
+import yaml
+from ppdet.core.config.schema import SchemaDict
+from ppdet.core.workspace import create, global_config, load_config, merge_config
 from ppdet.engine import Trainer, init_parallel_env, set_random_seed
 from ppdet.engine.env import init_fleet_env
 from ppdet.metrics.coco_utils import json_eval_results
 from ppdet.slim import build_slim_model
 from ppdet.utils.check import check_version
 
-from cyclemlp_backbones.adapters.paddledet import register_paddledet
-from cyclemlp_backbones.adapters.paddledet.config import config_errors, read_config
+from cyclemlp_backbones.adapters.launch import config_errors, taken
+from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.cyclenet import CycleNet
+from cyclemlp_backbones.interrupts import is_whole_pickle
 from cyclemlp_backbones.weights.download import is_url
 from cyclemlp_backbones.weights.loading import load_model_weights, load_weights
 
 _LOG = logging.getLogger(__name__)
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp")
 _COCO_CLASSES = 80
+_SLICING = ("slice_size", "overlap_ratio", "combine_method", "match_threshold", "match_metric")
 
-register_paddledet()
+# What PaddleDetection reads without a registered module of that name.
+_SETTINGS = frozenset(
+    (
+        "_BASE_", "architecture", "metric", "num_classes", "worker_num", "epoch", "log_iter", "save_dir",
+        "snapshot_epoch", "filename", "weights", "pretrain_weights", "finetune_exclude_pretrained_params", "use_gpu",
+        "use_xpu", "use_npu", "use_mlu", "use_ema", "ema_decay", "ema_decay_type", "ema_black_list",
+        "ema_filter_no_grad", "ema_decay_cycle", "cycle_epoch", "norm_type", "freeze_norm", "amp", "amp_level",
+        "init_loss_scaling", "custom_white_list", "custom_black_list", "master_grad", "find_unused_parameters",
+        "use_fused_allreduce_gradients", "fleet", "to_static", "print_flops", "print_params", "export", "export_onnx",
+        "export_eb", "assign_on_cpu", "data_format", "plugins", "use_vdl", "vdl_log_dir", "use_wandb", "wandb",
+        "classwise", "bias", "output_eval", "save_prediction_only", "IouType", "profiler_options", "save_proposals",
+        "proposals_path", "num_cascade_stages", "num_cascade_stage", "map_type", "slim", "slim_type", "slim_method",
+        "pretrain_student_weights", "pretrain_teacher_weights", "eval_height", "eval_width", "eval_size",
+        "quant_batch_num", "unstructured_prune", "use_extra_data", "hidden_dim",
+    )
+)  # fmt: skip
 
 
-def _prepare(args: argparse.Namespace, mode: str, **flags: Any) -> Any:
+def read_config(path: str, options: Sequence[str]) -> Any:
+    """The configuration of the file `path` with `options` ("KEY=VALUE", dots in KEY go down) merged over it.
+
+    It is PaddleDetection's `global_config`, one per process. Raises FileNotFoundError, and ValueError for a key that
+    nobody reads although a similar one exists.
+    """
+    existing_file(path, "configuration file")
+    with config_errors(path):
+        load_config(path)
+    for key in global_config:
+        if not _known(key) and (hint := _near(key)):
+            raise ValueError(f"{path}: nobody reads {key!r}{hint}")
+    overrides = parse_options(options)
+    for key, value in overrides.items():
+        _check_option(key, value)
+    merge_config(overrides)
+    if "architecture" not in global_config:
+        raise ValueError(
+            f"{path}: it names no architecture, as a whole configuration does; _base_ files are parts of one"
+        )
+    for name in ("use_gpu", "use_xpu", "use_npu", "use_mlu"):
+        global_config.setdefault(name, False)
+    global_config.setdefault("log_iter", 20)
+    return global_config
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """["a.b=1", "c=[x, y]"] -> {"a": {"b": 1}, "c": ["x", "y"]}; values are plain YAML, and 1e-4 is a number."""
+    merged: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or not key:
+            raise ValueError(f"-o takes KEY=VALUE, for example use_gpu=false; given {option!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"-o {option}: {error}") from error
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+            value = float(value)  # YAML 1.1 wants 1.0e-4
+        level = merged
+        *parents, last = key.split(".")
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise ValueError(f"-o {option}: another option gives {parent} a value")
+        level[last] = value
+    return merged
+
+
+def _known(key: str) -> bool:
+    return key in _SETTINGS or isinstance(global_config.get(key), SchemaDict)
+
+
+def _near(key: str) -> str:
+    modules = [name for name, value in global_config.items() if isinstance(value, SchemaDict)]
+    return did_you_mean(key, [*_SETTINGS, *modules], cutoff=0.8)
+
+
+def _check_option(key: str, value: Any) -> None:
+    if not _known(key) and key not in global_config:
+        raise ValueError(f"-o {key}: the configuration has no such key{_near(key)}")
+    module = global_config.get(key)
+    if isinstance(module, SchemaDict) and module.strict and isinstance(value, Mapping):
+        for name in value:
+            if name not in module.schema:
+                raise ValueError(f"-o {key}.{name}: {key} takes {', '.join(sorted(module.schema))}")
+
+
+def _prepare(args: argparse.Namespace, mode: str, *flags: str) -> Any:
     """The configuration, under those of `flags` that are given, on its device."""
     config = read_config(args.config, args.opt)
-    config.update({name: value for name, value in flags.items() if value not in (None, False)})
+    config.update({name: value for name in flags if (value := getattr(args, name)) not in (None, False)})
     if config.use_gpu and not paddle.is_compiled_with_cuda():
         _LOG.warning("use_gpu is true, but this Paddle has no CUDA: running on the CPU")
         config.use_gpu = False
@@ -126,19 +214,9 @@ def _resume(trainer: Trainer, resume: str) -> None:
 def run_train(args: argparse.Namespace) -> None:
     """Trains; rank 0 writes save_dir/NAME at every snapshot_epoch and the end; --eval adds best_model."""
     config = _prepare(
-        args,
-        "train",
-        amp=args.amp,
-        fleet=args.fleet,
-        to_static=args.to_static,
-        use_vdl=args.use_vdl,
-        vdl_log_dir=args.vdl_log_dir,
-        use_wandb=args.use_wandb,
-        save_prediction_only=args.save_prediction_only,
-        profiler_options=args.profiler_options,
-        save_proposals=args.save_proposals,
-        proposals_path=args.proposals_path,
-    )
+        args, "train", "amp", "fleet", "to_static", "use_vdl", "vdl_log_dir", "use_wandb", "save_prediction_only",
+        "profiler_options", "save_proposals", "proposals_path"
+    )  # fmt: skip
     if config.TrainDataset.get("allow_empty"):
         config["find_unused_parameters"] = True  # a device's batch without any object leaves parameters unused
     if config.get("fleet"):
@@ -164,15 +242,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_eval(args: argparse.Namespace) -> None:
     """Evaluates on EvalDataset: COCO's average precisions of boxes, and of masks if there are any."""
-    config = _prepare(
-        args,
-        "eval",
-        amp=args.amp,
-        bias=args.bias,
-        classwise=args.classwise,
-        output_eval=args.output_eval,
-        save_prediction_only=args.save_prediction_only,
-    )
+    config = _prepare(args, "eval", "amp", "bias", "classwise", "output_eval", "save_prediction_only")
     if args.json_eval:
         folder = Path(args.output_eval or ".")
         if not any((folder / name).is_file() for name in ("proposal.json", "bbox.json", "mask.json")):
@@ -190,7 +260,7 @@ def run_eval(args: argparse.Namespace) -> None:
     trainer = _build(args, config, "eval")
     _load_trained(trainer, config)
     if args.slice_infer:
-        trainer.evaluate_slice(**_slices(args))
+        trainer.evaluate_slice(**taken(args, *_SLICING))
     else:
         trainer.evaluate()
 
@@ -198,11 +268,6 @@ def run_eval(args: argparse.Namespace) -> None:
 def _check_sahi() -> None:
     if importlib.util.find_spec("sahi") is None:
         raise ImportError("--slice_infer cuts images with the package sahi: pip install sahi")
-
-
-def _slices(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("slice_size", "overlap_ratio", "combine_method", "match_threshold", "match_metric")
-    return {name: getattr(args, name) for name in names}
 
 
 def _images(args: argparse.Namespace) -> list[str]:
@@ -236,18 +301,13 @@ def run_infer(args: argparse.Namespace) -> None:
     images = _images(args)
     if args.slice_infer:
         _check_sahi()
-    config = _prepare(args, "test", use_vdl=args.use_vdl, vdl_log_dir=args.vdl_log_dir)
+    config = _prepare(args, "test", "use_vdl", "vdl_log_dir")
     trainer = _build(args, config, "test")
     _check_class_names(trainer, args, config)
     _load_trained(trainer, config)
-    arguments = {
-        "draw_threshold": args.draw_threshold,
-        "output_dir": args.output_dir,
-        "save_results": args.save_results,
-        "visualize": args.visualize,
-    }
+    arguments = taken(args, "draw_threshold", "output_dir", "save_results", "visualize")
     if args.slice_infer:
-        trainer.slice_predict(images, **_slices(args), **arguments)
+        trainer.slice_predict(images, **taken(args, *_SLICING), **arguments)
     else:
         trainer.predict(images, **arguments)
 
@@ -272,3 +332,12 @@ def run_export(args: argparse.Namespace) -> None:
             model_filename="model.pdmodel",
             params_filename="model.pdiparams",
         )
+
+
+def how_to_go_on(arguments: Sequence[str]) -> str:
+    """Behind "interrupted": the last whole checkpoint of the configuration that was read, by us or by a script."""
+    folder = Path(global_config.get("save_dir", "output"), global_config.get("filename", ""))
+    saved = [state for state in folder.rglob("*.pdopt") if is_whole_pickle(state)]  # written last
+    if not saved:
+        return f" before the first checkpoint in {folder}"
+    return f"; go on with -r {max(saved, key=lambda state: state.stat().st_mtime).with_suffix('.pdparams')}"

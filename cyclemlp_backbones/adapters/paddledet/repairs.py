@@ -1,18 +1,25 @@
 """Repairs of PaddleDetection releases, each applied only where the installed one fails.
 
 PaddleDetection 2.6.0 is the newest release on PyPI and predates Paddle 2.6 and 3. Each repair probes for the behaviour
-or the code that it mends, so that a release without the defect is left alone. For debugging, the environment variable
-CYCLEMLP_PADDLEDET_REPAIRS_OFF holds names of repairs to leave out, separated by commas.
+or the code of PaddleDetection that it mends, so that a release without the defect is left alone. For debugging, the
+environment variable CYCLEMLP_PADDLEDET_REPAIRS_OFF holds names of repairs to leave out, separated by commas.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
+import json
+import logging
 import os
+import re
 import sys
+import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +29,27 @@ import ppdet.modeling.heads.cascade_head
 import ppdet.modeling.post_process
 import ppdet.modeling.proposal_generator.rpn_head  # noqa: F401  these modules are looked up by name
 import pycocotools.mask as mask_util
-from paddle import Tensor
+from paddle import Tensor, nn
 from PIL import ImageDraw
+from ppdet.data.source.coco import COCODataSet
 from ppdet.engine.trainer import Trainer
 from ppdet.modeling import ops
 from ppdet.modeling.heads.mask_head import MaskHead
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
 from ppdet.modeling.proposal_generator import target
 from ppdet.modeling.proposal_generator.rpn_head import RPNHead
+from ppdet.optimizer import optimizer as optimizer_builders
+from ppdet.optimizer.adamw import layerwise_lr_decay
+from ppdet.utils import visualizer
 
-from cyclemlp_backbones.adapters.paddledet import static
-from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, apply_needed, fails
+from cyclemlp_backbones.adapters.paddledet import LAYER_DECAY, static
+from cyclemlp_backbones.adapters.repairs import Repairs, fails, scalars_do_not_concatenate
+from cyclemlp_backbones.coco import check_annotations
+from cyclemlp_backbones.cyclenet import CycleNet
+from cyclemlp_backbones.layer_decay import apply_layer_decay
 
-SWITCH = "CYCLEMLP_PADDLEDET_REPAIRS_OFF"
+_NOT_MENDED = "not mended upstream (develop of October 2024)"
+REPAIRS = Repairs("ppdet", "CYCLEMLP_PADDLEDET_REPAIRS_OFF")
 
 _CONCATENATING = (
     "ppdet.modeling.proposal_generator.rpn_head",
@@ -43,11 +58,16 @@ _CONCATENATING = (
     "ppdet.modeling.architectures.faster_rcnn",
     "ppdet.modeling.post_process",
 )
+# A list of items without an axis, as it is gathered for `concat`.
+_SCALARS = re.compile(r"(?:append\(|concat\(\[)paddle\.shape\(\w+\)\[0\]|bbox_num_i = bbox_num\[i\]\n")
 
 
-def _scalars_do_not_concatenate() -> bool:
-    counts = [paddle.shape(paddle.zeros([2]))[0]] * 2
-    return fails(lambda: paddle.concat(counts), ValueError)
+def _modules_that_concatenate_scalars() -> list[types.ModuleType]:
+    return [module for name in _CONCATENATING if _SCALARS.search(inspect.getsource(module := sys.modules[name]))]
+
+
+def _scalars_are_concatenated() -> bool:
+    return scalars_do_not_concatenate() and bool(_modules_that_concatenate_scalars())
 
 
 @paddle.jit.not_to_static
@@ -70,10 +90,14 @@ class _PaddleThatConcatenatesScalars(types.ModuleType):
         return getattr(paddle, name)
 
 
+@REPAIRS.row(
+    "concat_scalars", until="PaddleDetection 2.7.1, which slices instead of indexing", needed=_scalars_are_concatenated
+)
 def _repair_concat() -> None:
+    """R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6."""
     stand_in = _PaddleThatConcatenatesScalars("paddle")
-    for name in _CONCATENATING:
-        sys.modules[name].paddle = stand_in  # type: ignore[attr-defined]
+    for module in _modules_that_concatenate_scalars():
+        module.paddle = stand_in  # type: ignore[attr-defined]
 
 
 def _polygons_only() -> bool:
@@ -81,7 +105,9 @@ def _polygons_only() -> bool:
     return fails(lambda: target.rasterize_polygons_within_box(code, np.array([0.0, 0.0, 2.0, 2.0]), 2), ValueError)
 
 
+@REPAIRS.row("run_length_masks", until=_NOT_MENDED, needed=_polygons_only)
 def _repair_mask_targets() -> None:
+    """Mask R-CNN trains with polygons only; a run-length code, as COCO's format allows, is a ValueError."""
     rasterize_polygons = target.rasterize_polygons_within_box
 
     def rasterize(segmentation: Any, box: np.ndarray, resolution: int) -> Tensor:
@@ -100,8 +126,8 @@ def _repair_mask_targets() -> None:
     target.rasterize_polygons_within_box = rasterize
 
 
-def _pillow_has_no_textsize() -> bool:
-    return not hasattr(ImageDraw.ImageDraw, "textsize")
+def _labels_ask_for_textsize() -> bool:
+    return "draw.textsize(" in inspect.getsource(visualizer) and not hasattr(ImageDraw.ImageDraw, "textsize")
 
 
 def _text_size(self: ImageDraw.ImageDraw, text: str) -> tuple[int, int]:
@@ -110,16 +136,28 @@ def _text_size(self: ImageDraw.ImageDraw, text: str) -> tuple[int, int]:
     return round(right), round(bottom)
 
 
+@REPAIRS.row(
+    "text_size", until="PaddleDetection 2.7.1, whose imagedraw_textsize_c knows both", needed=_labels_ask_for_textsize
+)
 def _repair_text_size() -> None:
+    """Drawing a label asks for ImageDraw.textsize, which Pillow 10 removed, an AttributeError."""
     ImageDraw.ImageDraw.textsize = _text_size
 
 
 def _static_layers_have_no_program() -> bool:
+    if "full_graph=True" in inspect.getsource(Trainer):
+        return False
     layer = paddle.jit.to_static(paddle.nn.Identity(), input_spec=[paddle.static.InputSpec([1], name="x")])
     return fails(lambda: layer.forward.main_program, RuntimeError)
 
 
+@REPAIRS.row(
+    "static_programs",
+    until="PaddleDetection 2.7.1, which asks for full_graph=True",
+    needed=_static_layers_have_no_program,
+)
 def _repair_static_programs() -> None:
+    """Export asks for the program of a static layer, which Paddle 3 has only for whole graphs, a RuntimeError."""
     export = Trainer.export
 
     @functools.wraps(export)
@@ -129,130 +167,137 @@ def _repair_static_programs() -> None:
         try:
             return export(self, *args, **kwargs)
         finally:
-            if before is None:
-                del os.environ["ENABLE_FALL_BACK"]
-            else:
+            del os.environ["ENABLE_FALL_BACK"]
+            if before is not None:
                 os.environ["ENABLE_FALL_BACK"] = before
 
     Trainer.export = with_whole_graphs
 
 
-def _programs_are_pir() -> bool:
-    return hasattr(paddle.framework, "use_pir_api") and paddle.framework.use_pir_api()
+def _nms_knows_no_pir() -> bool:
+    pir = hasattr(paddle.framework, "use_pir_api") and paddle.framework.use_pir_api()
+    return pir and "in_dynamic_or_pir_mode" not in inspect.getsource(ops.multiclass_nms)
 
 
+_NMS_ARGUMENTS = (  # in the operator's order
+    "bboxes", "scores", "rois_num", "score_threshold", "nms_top_k", "keep_top_k", "nms_threshold", "normalized",
+    "nms_eta", "background_label",
+)  # fmt: skip
+
+
+@REPAIRS.row(
+    "static_nms",
+    until="PaddleDetection's develop of October 2024, which calls the operator of both",
+    needed=_nms_knows_no_pir,
+)
 def _repair_nms() -> None:
+    """Multiclass_nms builds an operator of Paddle 2's static graphs, a TypeError in Paddle 3's."""
     original = ops.multiclass_nms
+    signature = inspect.signature(original)
 
     @paddle.jit.not_to_static
     @functools.wraps(original)
-    def multiclass_nms(
-        bboxes: Tensor,
-        scores: Tensor,
-        score_threshold: float,
-        nms_top_k: int,
-        keep_top_k: int,
-        nms_threshold: float = 0.3,
-        normalized: bool = True,
-        nms_eta: float = 1.0,
-        background_label: int = -1,
-        return_index: bool = False,
-        return_rois_num: bool = True,
-        rois_num: Tensor | None = None,
-        name: str | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        output, index, counts = paddle._C_ops.multiclass_nms3(
-            bboxes,
-            scores,
-            rois_num,
-            score_threshold,
-            nms_top_k,
-            keep_top_k,
-            nms_threshold,
-            normalized,
-            nms_eta,
-            background_label,
-        )
-        return output, counts if return_rois_num else None, index if return_index else None
+    def multiclass_nms(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        settings = given.arguments
+        output, index, counts = paddle._C_ops.multiclass_nms3(*(settings[name] for name in _NMS_ARGUMENTS))
+        return output, counts if settings["return_rois_num"] else None, index if settings["return_index"] else None
 
     ops.multiclass_nms = multiclass_nms
 
 
-def _proposals_count_by_slicing() -> bool:
-    return "paddle.slice(paddle.shape(im_shape)" in inspect.getsource(RPNHead._gen_proposal)
-
-
+@REPAIRS.row(
+    "static_proposals",
+    until="PaddleDetection 2.7.1, which takes the batch size from im_shape.shape",
+    needed=lambda: "paddle.slice(paddle.shape(im_shape)" in inspect.getsource(RPNHead._gen_proposal),
+)
 def _repair_proposals() -> None:
+    """RPNHead._gen_proposal does not translate to a static graph, a ValueError on export."""
     static.ORIGINALS["gen_proposal"] = RPNHead._gen_proposal
-    RPNHead._gen_proposal = static.gen_proposal_or_onnx
+    RPNHead._gen_proposal = static.gen_proposal
 
 
-def _predictions_index_counts() -> bool:
-    return "bbox_num_i = bbox_num[i]\n" in inspect.getsource(BBoxPostProcess.get_pred)
-
-
+@REPAIRS.row(
+    "static_predictions",
+    until="PaddleDetection 2.7.1, which slices bbox_num",
+    needed=lambda: "bbox_num_i = bbox_num[i]\n" in inspect.getsource(BBoxPostProcess.get_pred),
+)
 def _repair_predictions() -> None:
+    """Predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch."""
     static.ORIGINALS.update(
         get_pred=BBoxPostProcess.get_pred, paste=MaskPostProcess.__call__, forward_test=MaskHead.forward_test
     )
-    BBoxPostProcess.get_pred = static.get_pred_or_onnx
-    MaskPostProcess.__call__ = static.paste_masks_or_onnx
+    BBoxPostProcess.get_pred = static.get_pred
+    MaskPostProcess.__call__ = static.paste_masks
     MaskHead.forward_test = static.predict_masks
 
 
-REPAIRS = (
-    ZLIB_ORDER,
-    Repair(
-        "concat_scalars",
-        "R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6",
-        _scalars_do_not_concatenate,
-        _repair_concat,
-    ),
-    Repair(
-        "run_length_masks",
-        "Mask R-CNN trains with polygons only; a run-length code, as COCO's format allows, is a ValueError",
-        _polygons_only,
-        _repair_mask_targets,
-    ),
-    Repair(
-        "text_size",
-        "drawing a label asks for ImageDraw.textsize, which Pillow 10 removed, an AttributeError",
-        _pillow_has_no_textsize,
-        _repair_text_size,
-    ),
-    Repair(
-        "static_programs",
-        "export asks for the program of a static layer, which Paddle 3 has only for whole graphs, a RuntimeError",
-        _static_layers_have_no_program,
-        _repair_static_programs,
-    ),
-    Repair(
-        "static_nms",
-        "multiclass_nms builds an operator of Paddle 2's static graphs, a TypeError in Paddle 3's",
-        _programs_are_pir,
-        _repair_nms,
-    ),
-    Repair(
-        "static_proposals",
-        "RPNHead._gen_proposal does not translate to a static graph, a ValueError on export",
-        _proposals_count_by_slicing,
-        _repair_proposals,
-    ),
-    Repair(
-        "static_predictions",
-        "predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch",
-        _predictions_index_counts,
-        _repair_predictions,
-    ),
-)
-
-_status: dict[str, str] = {}
+def _dataset_takes_any_annotations() -> bool:
+    """Whether COCODataSet reads a box that lies outside its image."""
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 4, 4], "area": 16, "iscrowd": 0}],
+    }
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        Path(folder, "a.json").write_text(json.dumps(document))
+        Path(folder, "a.png").touch()
+        dataset = COCODataSet(dataset_dir=folder, image_dir=".", anno_path="a.json")
+        logging.disable(logging.INFO)  # how many boxes it found
+        try:
+            return not fails(dataset.parse_dataset, ValueError)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
-def apply_repairs() -> dict[str, str]:
-    """Applies what the installed PaddleDetection needs, once; says per repair "applied", "not needed", "switched off".
+@REPAIRS.row("annotations", until=_NOT_MENDED, needed=_dataset_takes_any_annotations)
+def _repair_annotations() -> None:
+    """COCODataSet trains on boxes outside their image, and names no entry of a file that it cannot read."""
+    parse = COCODataSet.parse_dataset
 
-    Raises ValueError if CYCLEMLP_PADDLEDET_REPAIRS_OFF names a repair that does not exist.
+    @functools.wraps(parse)
+    def check_and_parse(self: COCODataSet) -> None:
+        check_annotations(
+            os.path.join(self.dataset_dir, self.anno_path), os.path.join(self.dataset_dir, self.image_dir)
+        )
+        parse(self)
+
+    COCODataSet.parse_dataset = check_and_parse
+
+
+def _layer_decay_passes_cyclemlp_by() -> bool:
+    parameter = types.SimpleNamespace(name="p", optimize_attr={"learning_rate": 1.0})
+    factor = layerwise_lr_decay(0.5, {"p": "backbone.network.0.0.norm1.weight"}, 4, parameter)
+    return (1.0 if factor is None else factor) * parameter.optimize_attr["learning_rate"] == 1.0
+
+
+@REPAIRS.row("layer_decay", until=_NOT_MENDED, needed=_layer_decay_passes_cyclemlp_by)
+def _repair_layer_decay() -> None:
+    """AdamWDL's layerwise_lr_decay knows names of transformers only, and leaves CycleMLP's rates as they are.
+
+    The repair makes it take `set_param_lr_func: cyclemlp_layer_decay` with its `layer_decay`.
     """
-    apply_needed(REPAIRS, SWITCH, _status)
-    return dict(_status)
+    build = optimizer_builders.build_adamwdl
+
+    @functools.wraps(build)
+    def build_with_layer_decay(
+        model: nn.Layer,
+        lr: Any,
+        *,
+        layer_decay: float = 0.65,
+        set_param_lr_func: str | None = "layerwise_lr_decay",
+        **arguments: Any,
+    ) -> Any:
+        if set_param_lr_func == LAYER_DECAY:
+            optimizer = build(model, lr, layer_decay=1.0, set_param_lr_func=None, **arguments)
+            apply_layer_decay(model, layer_decay)
+            return optimizer
+        if set_param_lr_func is not None and isinstance(getattr(model, "backbone", None), CycleNet):
+            raise ValueError(
+                f"set_param_lr_func is {set_param_lr_func!r}, which does not know CycleMLP's parameters; "
+                f"it takes {LAYER_DECAY} or null"
+            )
+        return build(model, lr, layer_decay=layer_decay, set_param_lr_func=set_param_lr_func, **arguments)
+
+    optimizer_builders.build_adamwdl = build_with_layer_decay

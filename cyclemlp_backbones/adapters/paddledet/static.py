@@ -20,20 +20,6 @@ They stand in a module's variable, since the translation of Paddle 2.6 does not 
 """
 
 
-def gen_proposal_or_onnx(self: Any, scores: Any, bbox_deltas: Any, anchors: Any, inputs: Any) -> Any:
-    """In the place of `RPNHead._gen_proposal`."""
-    if self.export_onnx:
-        return ORIGINALS["gen_proposal"](self, scores, bbox_deltas, anchors, inputs)
-    return gen_proposal(self, scores, bbox_deltas, anchors, inputs)
-
-
-def get_pred_or_onnx(self: Any, bboxes: Any, bbox_num: Any, im_shape: Any, scale_factor: Any) -> Any:
-    """In the place of `BBoxPostProcess.get_pred`."""
-    if self.export_eb or self.export_onnx:
-        return ORIGINALS["get_pred"](self, bboxes, bbox_num, im_shape, scale_factor)
-    return get_pred(self, bboxes, bbox_num, im_shape, scale_factor)
-
-
 def predict_masks(
     self: Any, body_feats: Any, rois: Any, rois_num: Any, scale_factor: Any, feat_func: Any = None
 ) -> Any:
@@ -43,13 +29,6 @@ def predict_masks(
     return ORIGINALS["forward_test"](self, body_feats, rois, rois_num, scale_factor, feat_func)
 
 
-def paste_masks_or_onnx(self: Any, mask_out: Any, bboxes: Any, bbox_num: Any, origin_shape: Any) -> Any:
-    """In the place of `MaskPostProcess.__call__`."""
-    if self.export_onnx or self.assign_on_cpu:
-        return ORIGINALS["paste"](self, mask_out, bboxes, bbox_num, origin_shape)
-    return paste_masks(mask_out, bboxes, origin_shape, self.binary_thresh)
-
-
 def gen_proposal(
     self: Any, scores: list[Tensor], bbox_deltas: list[Tensor], anchors: list[Tensor], inputs: Mapping[str, Tensor]
 ) -> tuple[list[Tensor], Tensor]:
@@ -57,6 +36,8 @@ def gen_proposal(
 
     Returns boxes [R_i, 4] of each image and their numbers, int32 [N].
     """
+    if self.export_onnx:
+        return ORIGINALS["gen_proposal"](self, scores, bbox_deltas, anchors, inputs)
     generate = self.train_proposal if self.training else self.test_proposal
     im_shape = inputs["im_shape"]
     rois = []
@@ -108,6 +89,8 @@ def get_pred(
     [N, 2] (y, x). Returns the filled boxes before rescaling and after it, both [R', 6], and their numbers [N]. The
     label of a box that clipping leaves empty is -1.
     """
+    if self.export_eb or self.export_onnx:
+        return ORIGINALS["get_pred"](self, bboxes, bbox_num, im_shape, scale_factor)
     bboxes, bbox_num, image_of_box = fill_empty(bboxes, bbox_num)
     original = paddle.floor(im_shape / scale_factor + 0.5)
     limits = paddle.gather(original, image_of_box)
@@ -124,18 +107,20 @@ def get_pred(
     return bboxes, paddle.concat([label, bboxes[:, 1:2], *corners], axis=1), bbox_num
 
 
-def paste_masks(mask_out: Tensor, bboxes: Tensor, origin_shape: Tensor, threshold: float) -> Tensor:
+def paste_masks(self: Any, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, origin_shape: Tensor) -> Tensor:
     """`MaskPostProcess.__call__`: the masks of the boxes in the original images' pixels, int32 [R, H, W] of 0 and 1.
 
     `mask_out` [R, 28, 28] are probabilities for the boxes `bboxes` [R, 6]; those of score 0, which stand in for images
     without a box, get empty masks. `origin_shape` [R, 2] is the height and width of each box's image; H and W are the
     largest, and what lies outside a smaller image is -1.
     """
+    if self.export_onnx or self.assign_on_cpu:
+        return ORIGINALS["paste"](self, mask_out, bboxes, bbox_num, origin_shape)
     origin_shape = paddle.cast(origin_shape, "int32")
     height, width = paddle.max(origin_shape[:, 0]), paddle.max(origin_shape[:, 1])
     pasted = paste_mask(mask_out.unsqueeze(1), bboxes[:, 2:6], height, width, False)
     detected = (bboxes[:, 1] > 0).reshape([-1, 1, 1])
-    covered = paddle.logical_and(pasted >= threshold, detected).astype("int32")
+    covered = paddle.logical_and(pasted >= self.binary_thresh, detected).astype("int32")
     rows = paddle.arange(0, height, dtype="int32").reshape([1, -1, 1])
     columns = paddle.arange(0, width, dtype="int32").reshape([1, 1, -1])
     inside = paddle.logical_and(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
-import yaml
 from paddle import Tensor, nn
-from paddleseg.cvlibs import Config, SegBuilder
+from paddleseg.cvlibs import SegBuilder
 
 from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+from cyclemlp_backbones.adapters.paddleseg.launch import read_config, seg_errors
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette
@@ -21,8 +19,6 @@ from cyclemlp_backbones.deploy.networks import numbered, read_class_names
 from cyclemlp_backbones.weights.loading import load_model_weights
 
 _INTERPOLATIONS = {"NEAREST": "nearest", "LINEAR": "bilinear", "CUBIC": "bicubic"}
-
-register_paddleseg()
 
 
 class _FirstOutput(nn.Layer):
@@ -44,11 +40,10 @@ def seg_export(
     Raises ValueError for a configuration that PaddleSeg does not take or a transform that cannot be exported,
     CheckpointError for weights that do not fit.
     """
-    if not Path(config_path).is_file():
-        raise FileNotFoundError(f"no configuration file {config_path}")
+    register_paddleseg(repair=True)
     os.environ["PADDLESEG_EXPORT_STAGE"] = "True"  # PaddleSeg's layers then leave SyncBatchNorm out
-    with _config_errors(config_path):
-        config = Config(path=config_path, opts=list(opts) or None)
+    config = read_config(config_path, opts)
+    with seg_errors(config_path):
         config.dic["model"].pop("pretrained", None)  # the checkpoint has all
         if isinstance(config.dic["model"].get("backbone"), dict):
             config.dic["model"]["backbone"]["pretrained"] = None
@@ -71,14 +66,6 @@ def seg_export(
         classes=read_class_names(class_names, num_classes) if class_names else numbered(num_classes),
         palette=class_palette(num_classes),
     )
-
-
-@contextlib.contextmanager
-def _config_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (AssertionError, RuntimeError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no configuration that PaddleSeg takes: {type(error).__name__}: {error}") from error
 
 
 def seg_preprocessing(transforms: Sequence[Mapping[str, Any]], where: str) -> Preprocessing:

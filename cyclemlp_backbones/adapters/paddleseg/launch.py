@@ -7,12 +7,12 @@ configuration or a weights file, is a ValueError or an OSError.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import paddle
@@ -24,43 +24,43 @@ from paddleseg.deploy.export import WrappedModel
 from paddleseg.transforms import Compose
 from paddleseg.utils import get_image_list, utils
 
-from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+from cyclemlp_backbones.adapters.launch import config_errors, taken
+from cyclemlp_backbones.checks import did_you_mean, existing_file
+from cyclemlp_backbones.interrupts import is_whole_pickle
 from cyclemlp_backbones.weights.loading import load_model_weights
 
+_TRAINING = (
+    "save_dir", "resume_model", "save_interval", "log_iters", "num_workers", "use_vdl", "use_ema",
+    "keep_checkpoint_max", "precision", "amp_level", "profiler_options",
+)  # fmt: skip
 _LOG = logging.getLogger(__name__)
-_REGISTRIES = ("MODELS", "BACKBONES", "DATASETS", "TRANSFORMS", "LOSSES", "OPTIMIZERS")
-
-register_paddleseg()
-
-
-@contextlib.contextmanager
-def _config_errors(path: str) -> Iterator[None]:
-    """PaddleSeg's complaints about a configuration, as ValueError that names the file."""
-    try:
-        yield
-    except (AssertionError, RuntimeError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}{_near_component(str(error))}") from error
+_REGISTRIES = (
+    manager.MODELS, manager.BACKBONES, manager.DATASETS, manager.TRANSFORMS, manager.LOSSES, manager.OPTIMIZERS
+)  # fmt: skip
 
 
 def _near_component(message: str) -> str:
-    _, found, rest = message.partition("The specified component (")
-    if not found:
+    unknown = re.search(r"The specified component \((.*?)\)", message)
+    if not unknown:
         return ""
-    wanted = rest.split(")")[0]
-    names = [name for registry in _REGISTRIES for name in getattr(manager, registry).components_dict]
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-    return f" Registered under a similar name: {', '.join(near)}." if near else ""
+    return did_you_mean(unknown[1], [name for part in _REGISTRIES for name in part.components_dict], cutoff=0.5)
+
+
+def read_config(path: str, opts: Sequence[str] | None = None, **overrides: object) -> Config:
+    """PaddleSeg's configuration of the file `path`, with `opts` and `overrides` over it."""
+    existing_file(path, "configuration file")
+    with seg_errors(path):
+        return Config(path=path, opts=list(opts or ()) or None, **overrides)
+
+
+def seg_errors(path: str) -> AbstractContextManager[None]:
+    """PaddleSeg's complaints about the configuration `path`, as ValueError."""
+    return config_errors(path, RuntimeError, hint=_near_component)
 
 
 def _load_config(args: argparse.Namespace, **overrides: object) -> tuple[Config, SegBuilder]:
-    path = Path(args.config)
-    if not path.is_file():
-        siblings = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, [sibling.name for sibling in siblings], n=3)
-        hint = f"; in {path.parent} there is {', '.join(near)}" if near else ""
-        raise FileNotFoundError(f"no configuration file {args.config}{hint}")
-    with _config_errors(args.config):
-        config = Config(path=args.config, opts=args.opts, **overrides)
+    config = read_config(args.config, args.opts, **overrides)
+    with seg_errors(args.config):
         utils.show_env_info()
         utils.show_cfg_info(config)
         _set_data_format(config, getattr(args, "data_format", "NCHW"))
@@ -112,13 +112,13 @@ def run_train(args: argparse.Namespace) -> None:
             f"--profiler_options needs paddle.utils.profiler, which Paddle {paddle.__version__} does not have; "
             "leave the flag out and use paddle.profiler"
         )
-    config, builder = _load_config(args, learning_rate=args.learning_rate, iters=args.iters, batch_size=args.batch_size)
+    config, builder = _load_config(args, **taken(args, "learning_rate", "iters", "batch_size"))
     utils.set_seed(args.seed)
     utils.set_device(args.device)
     utils.set_cv2_num_threads(args.num_workers)
     if args.precision == "fp16" and paddle.get_device() == "cpu":
         _LOG.warning("--precision fp16 has no effect on a CPU: mixed precision is for GPU and XPU; training in fp32")
-    with _config_errors(args.config):
+    with seg_errors(args.config):
         model = utils.convert_sync_batchnorm(builder.model, args.device)
         train_dataset = builder.train_dataset
         val_dataset = builder.val_dataset if args.do_eval else None
@@ -136,22 +136,12 @@ def run_train(args: argparse.Namespace) -> None:
         train_dataset=train_dataset,
         val_dataset=val_dataset,
         optimizer=optimizer,
-        save_dir=args.save_dir,
+        losses=losses,
         iters=config.iters,
         batch_size=config.batch_size,
-        resume_model=args.resume_model,
-        save_interval=args.save_interval,
-        log_iters=args.log_iters,
-        num_workers=args.num_workers,
-        use_vdl=args.use_vdl,
-        use_ema=args.use_ema,
-        losses=losses,
-        keep_checkpoint_max=args.keep_checkpoint_max,
         test_config=config.test_config,
-        precision=args.precision,
-        amp_level=args.amp_level,
-        profiler_options=args.profiler_options,
         to_static_training=config.to_static_training,
+        **taken(args, *_TRAINING),
     )
 
 
@@ -160,20 +150,13 @@ def _test_config(config: Config, args: argparse.Namespace, augment: str) -> dict
     test_config = config.test_config
     configured = test_config.pop("aug_eval", False)
     if getattr(args, augment):
-        test_config.update(
-            {
-                augment: True,
-                "scales": args.scales,
-                "flip_horizontal": args.flip_horizontal,
-                "flip_vertical": args.flip_vertical,
-            }
-        )
+        test_config.update(taken(args, augment, "scales", "flip_horizontal", "flip_vertical"))
     elif configured and augment == "aug_eval":
         test_config[augment] = configured
     if args.is_slide:
         if args.crop_size is None or args.stride is None:
             raise ValueError("--is_slide needs --crop_size WIDTH HEIGHT and --stride WIDTH HEIGHT")
-        test_config.update({"is_slide": True, "crop_size": args.crop_size, "stride": args.stride})
+        test_config.update(taken(args, "is_slide", "crop_size", "stride"))
     return test_config
 
 
@@ -182,7 +165,7 @@ def run_val(args: argparse.Namespace) -> None:
     config, builder = _load_config(args)
     test_config = _test_config(config, args, "aug_eval")
     utils.set_device(args.device)
-    with _config_errors(args.config):
+    with seg_errors(args.config):
         model, val_dataset = builder.model, builder.val_dataset
     _load_trained(model, args.model_path)
     evaluate(model, val_dataset, num_workers=args.num_workers, auc_roc=args.auc_roc, **test_config)
@@ -195,7 +178,7 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.custom_color:
         test_config["custom_color"] = args.custom_color
     utils.set_device(args.device)
-    with _config_errors(args.config):
+    with seg_errors(args.config):
         model, transforms = builder.model, Compose(builder.val_transforms)
     _load_trained(model, args.model_path)
     image_list, image_dir = get_image_list(args.image_path)
@@ -214,13 +197,14 @@ def run_export(args: argparse.Namespace) -> None:
     """Writes an inference model for paddle.inference and deploy.yaml, which names its files and the preprocessing."""
     os.environ["PADDLESEG_EXPORT_STAGE"] = "True"  # PaddleSeg's layers then leave SyncBatchNorm out
     config, builder = _load_config(args)
-    with _config_errors(args.config):
+    with seg_errors(args.config):
         model = builder.model
     _load_trained(model, args.model_path)
     if args.output_op != "none":
         model = WrappedModel(model, args.output_op)
     model.eval()
-    shape = args.input_shape or [None, 3, None, None]
+    channels = getattr(getattr(builder.model, "backbone", None), "in_channels", 3)
+    shape = args.input_shape or [None, channels, None, None]
     image = paddle.static.InputSpec(shape=list(shape), dtype="float32")
     model = paddle.jit.to_static(model, input_spec=[image], full_graph=True)
     stem, description = ("inference", "inference.yml") if args.for_fd else ("model", "deploy.yaml")
@@ -249,3 +233,15 @@ def _program_file(folder: Path, stem: str) -> str:
         if (folder / (stem + suffix)).is_file():
             return stem + suffix
     raise FileNotFoundError(f"paddle.jit.save wrote neither {stem}.json nor {stem}.pdmodel into {folder}")
+
+
+def how_to_go_on(arguments: Sequence[str]) -> str:
+    """Behind "interrupted": the last whole checkpoint of a training with these arguments, its own or a script's."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--save_dir", default="./output")
+    save_dir = Path(parser.parse_known_args(arguments)[0].save_dir)
+    folders = [folder for folder in save_dir.glob("iter_*") if re.fullmatch(r"iter_\d+", folder.name)]
+    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("iter_")), reverse=True):
+        if is_whole_pickle(folder / "model.pdopt"):  # written last
+            return f"; go on with --resume_model {folder}"
+    return f" before the first checkpoint in {save_dir}"

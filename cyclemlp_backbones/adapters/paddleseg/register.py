@@ -1,32 +1,26 @@
 """CycleMLP in PaddleSeg: importing this module registers the backbones `CycleMLP_B0` … `CycleMLP_B5`, the model
-`SemanticFPN` and the optimizer `AdamWLayerDecay`, and repairs what the release gets wrong (see `repairs`)."""
+`SemanticFPN` and the optimizer `AdamWLayerDecay`; `register_paddleseg(repair=True)` also mends the release."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from paddle import nn
+
+from cyclemlp_backbones.adapters.launch import importing
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.factory import Pretrained, build_backbone
 from cyclemlp_backbones.heads.semantic_fpn import SemanticFPN as SemanticFPN
+from cyclemlp_backbones.layer_decay import apply_layer_decay
 from cyclemlp_backbones.variants import list_variants
 
-try:
+with importing("PaddleSeg", "paddleseg", "seg"):
     from paddleseg.cvlibs import manager
-except ImportError as error:
-    missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "paddleseg"
-    if missing:
-        raise ImportError('PaddleSeg is not installed; `pip install "cyclemlp-backbones[seg]"`') from error
-    raise ImportError(
-        f"`import paddleseg` fails: {error}. If it speaks of numpy: opencv-python 4.5 was built for numpy 1 and does "
-        'not load with numpy 2; `pip install "numpy<2"`, or all at once `pip install "cyclemlp-backbones[seg]"`'
-    ) from error
-
-from cyclemlp_backbones.adapters.paddleseg.optimizer import AdamWLayerDecay
-from cyclemlp_backbones.adapters.paddleseg.repairs import apply_repairs
+    from paddleseg.optimizers.optimizer import AdamW
 
 
-def _backbone_component(variant: str) -> Callable[..., CycleNet]:
+def _backbone(variant: str) -> Callable[..., CycleNet]:
     """The function that PaddleSeg's registry calls for `variant`."""
 
     def build(
@@ -50,34 +44,78 @@ def _backbone_component(variant: str) -> Callable[..., CycleNet]:
         return backbone
 
     build.__name__ = build.__qualname__ = f"CycleMLP_{variant.upper()}"
-    build.__doc__ = f"CycleMLP-{variant.upper()} as a feature pyramid; the arguments are those of `build_backbone`."
+    build.__doc__ = f"""CycleMLP-{variant.upper()} as a feature pyramid for PaddleSeg: strides 4, 8, 16, 32.
+
+    Args:
+        in_channels: channels of the image; PaddleSeg itself sets it for some data sets.
+        out_indices: stages to return, an increasing subset of 0..3; negative ones count from the last.
+        drop_path_rate: stochastic depth rate of the last block; a linear ramp from 0 leads to it.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        use_recompute: in training, less memory for more time.
+        pretrained: None, a path or URL of a weights file, or True for the published ImageNet weights.
+
+    Raises ValueError for a value that is not allowed, CheckpointError for weights that do not fit.
+    """
     return build
 
 
-_COMPONENTS: Mapping[str, Sequence[Any]] = {
-    "BACKBONES": [_backbone_component(variant) for variant in list_variants()],
-    "MODELS": [SemanticFPN],
-    "OPTIMIZERS": [AdamWLayerDecay],
-}
+_BACKBONES = tuple(_backbone(variant) for variant in list_variants())
+CycleMLP_B0, CycleMLP_B1, CycleMLP_B2, CycleMLP_B3, CycleMLP_B4, CycleMLP_B5 = _BACKBONES
 
 
-def register_paddleseg() -> None:
-    """Registers backbones, model and optimizer, and applies the repairs. Idempotent; importing this module calls it.
+class AdamWLayerDecay(AdamW):
+    """PaddleSeg's AdamW whose rate falls towards the stem of a CycleMLP backbone: `layer_decay_factor`.
 
-    Raises ValueError if PaddleSeg has another component of one of the names.
+    Args:
+        layer_decay: factor on the rate from block to block, above 0 and at most 1.
+        beta1, beta2, epsilon, weight_decay, lazy_mode, grad_clip_cfg: PaddleSeg's AdamW's.
+        custom_cfg: PaddleSeg's AdamW's; a `lr_mult` multiplies the factor.
     """
-    for registry_name, components in _COMPONENTS.items():
-        registry = getattr(manager, registry_name)
+
+    def __init__(
+        self,
+        layer_decay: float = 0.9,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+        lazy_mode: bool = False,
+        grad_clip_cfg: Mapping[str, Any] | None = None,
+        custom_cfg: Sequence[Mapping[str, Any]] | None = None,
+    ):
+        super().__init__(beta1, beta2, epsilon, weight_decay, lazy_mode, grad_clip_cfg, custom_cfg)
+        self.layer_decay = layer_decay
+
+    def __call__(self, model: nn.Layer, lr: Any) -> Any:
+        optimizer = super().__call__(model, lr)
+        apply_layer_decay(model, self.layer_decay)
+        return optimizer
+
+
+def register_paddleseg(*, repair: bool = False) -> None:
+    """Registers backbones, model and optimizer; with `repair`, mends what the release gets wrong (see `repairs`).
+
+    Idempotent; importing this module registers without repairing. Raises ValueError if PaddleSeg has another component
+    of one of the names.
+    """
+    registries = (
+        (manager.BACKBONES, _BACKBONES),
+        (manager.MODELS, (SemanticFPN,)),
+        (manager.OPTIMIZERS, (AdamWLayerDecay,)),
+    )
+    for registry, components in registries:
         for component in components:
-            registered = registry.components_dict.get(component.__name__)
-            if registered is None:
-                registry.add_component(component)
-            elif registered is not component:
+            registered = registry.components_dict.setdefault(component.__name__, component)
+            if registered.__module__ != component.__module__:
                 raise ValueError(
-                    f"PaddleSeg's registry {registry_name} has a {component.__name__} already, from "
-                    f"{registered.__module__}; remove that one, or do not register CycleMLP"
+                    f"PaddleSeg has a {component.__name__} already, from {registered.__module__}; "
+                    "remove that one, or do not register CycleMLP"
                 )
-    apply_repairs()
+            registry.components_dict[component.__name__] = component  # the earlier one is ours, of before a reload
+    if repair:
+        from cyclemlp_backbones.adapters.paddleseg.repairs import REPAIRS
+
+        REPAIRS.apply()
 
 
 register_paddleseg()

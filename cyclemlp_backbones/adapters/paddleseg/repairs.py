@@ -20,9 +20,9 @@ from paddleseg.deploy.infer import DeployConfig
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
 from paddleseg.utils import metrics
 
-from cyclemlp_backbones.adapters.repairs import ZLIB_ORDER, Repair, apply_needed, fails
+from cyclemlp_backbones.adapters.repairs import Repairs, fails
 
-SWITCH = "CYCLEMLP_PADDLESEG_REPAIRS_OFF"
+REPAIRS = Repairs("paddleseg", "CYCLEMLP_PADDLESEG_REPAIRS_OFF")
 
 
 def _cross_entropy_mixes_dtypes() -> bool:
@@ -54,7 +54,11 @@ def _mean_over_valid_pixels(
     return hardest.mean() / (coefficient.flatten().gather(index).detach().mean() + self.EPS)
 
 
+@REPAIRS.row(
+    "cross_entropy_dtype", until="PaddleSeg 2.9.1, which casts mask and coef", needed=_cross_entropy_mixes_dtypes
+)
 def _repair_cross_entropy() -> None:
+    """CrossEntropyLoss multiplies float32 by int64, a TypeError on Paddle 3."""
     CrossEntropyLoss._post_process_loss = _mean_over_valid_pixels
 
 
@@ -69,7 +73,11 @@ def _training_log_indexes_scalars() -> bool:
     return "l[0] / log_iters" in source and paddle.zeros([]).numpy().ndim == 0
 
 
+@REPAIRS.row(
+    "training_log_scalar", until="PaddleSeg 2.9.1, which logs float(loss)", needed=_training_log_indexes_scalars
+)
 def _repair_training_log() -> None:
+    """Train() takes element 0 of losses that have no axis, an IndexError since Paddle 2.6."""
     module = _train_module()
     compute = module.loss_computation
 
@@ -103,7 +111,9 @@ def _calculate_area(
     return intersection, prediction, truth
 
 
+@REPAIRS.row("areas_of_scalars", until="PaddleSeg 2.9.1, which stacks them", needed=_areas_concatenate_scalars)
 def _repair_areas() -> None:
+    """Calculate_area concatenates tensors that have no axis, a ValueError since Paddle 2.6."""
     metrics.calculate_area = _calculate_area
 
 
@@ -112,7 +122,11 @@ def _deploy_names_another_program() -> bool:
     return paddle.version.major != "2" and ".json" not in source
 
 
+@REPAIRS.row(
+    "deploy_program", until="not mended upstream (develop of October 2024)", needed=_deploy_names_another_program
+)
 def _repair_deploy() -> None:
+    """Deploy.yaml of tools/export.py names model.pdmodel, where Paddle 3 writes model.json."""
     named = DeployConfig.model.fget
 
     def existing_program(self: DeployConfig) -> str:
@@ -122,43 +136,3 @@ def _repair_deploy() -> None:
         return str(json if json.is_file() and not path.is_file() else path)
 
     DeployConfig.model = property(existing_program)
-
-
-REPAIRS = (
-    ZLIB_ORDER,
-    Repair(
-        "cross_entropy_dtype",
-        "CrossEntropyLoss multiplies float32 by int64, a TypeError on Paddle 3",
-        _cross_entropy_mixes_dtypes,
-        _repair_cross_entropy,
-    ),
-    Repair(
-        "training_log_scalar",
-        "train() takes element 0 of losses that have no axis, an IndexError since Paddle 2.6",
-        _training_log_indexes_scalars,
-        _repair_training_log,
-    ),
-    Repair(
-        "areas_of_scalars",
-        "calculate_area concatenates tensors that have no axis, a ValueError since Paddle 2.6",
-        _areas_concatenate_scalars,
-        _repair_areas,
-    ),
-    Repair(
-        "deploy_program",
-        "deploy.yaml of tools/export.py names model.pdmodel, where Paddle 3 writes model.json",
-        _deploy_names_another_program,
-        _repair_deploy,
-    ),
-)
-
-_status: dict[str, str] = {}
-
-
-def apply_repairs() -> dict[str, str]:
-    """Applies what the installed PaddleSeg needs, once; says per repair "applied", "not needed" or "switched off".
-
-    Raises ValueError if CYCLEMLP_PADDLESEG_REPAIRS_OFF names a repair that does not exist.
-    """
-    apply_needed(REPAIRS, SWITCH, _status)
-    return dict(_status)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.adapters.tiny_det import DETECTORS, cyclemlp, write_config, write_data
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_detector_trains_evaluates_and_moves_the_whole_backbone(tmp_path, detector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import types
 
@@ -26,6 +27,7 @@ def test_backbone_is_the_one_network_and_declares_what_it_returns():
     assert [(spec.channels, spec.stride) for spec in network.out_shape] == [(64, 8), (256, 32)]
     assert [list(x.shape) for x in maps] == [[1, 64, 8, 12], [1, 256, 2, 3]]
     assert network.patch_embed.proj.weight.stop_gradient
+    assert CycleMLP("b0", in_channels=4)({"image": paddle.zeros([1, 4, 32, 32])})[0].shape == [1, 32, 8, 8]
 
 
 def test_registration_is_idempotent_and_refuses_another_component_of_our_name():
@@ -35,13 +37,44 @@ def test_registration_is_idempotent_and_refuses_another_component_of_our_name():
 
     paddledet.register_paddledet()
     ours = workspace.global_config.pop("CycleMLP")
-    assert ours.pymodule is paddledet
+    assert ours.pymodule is sys.modules[f"{ADAPTER}.register"]
     try:
         workspace.register(type("CycleMLP", (paddle.nn.Layer,), {"__module__": __name__}))
         with pytest.raises(ValueError, match=f"has a CycleMLP already, from {__name__}"):
             paddledet.register_paddledet()
     finally:
         workspace.global_config["CycleMLP"] = ours
+
+
+def reloaded():
+    """Whether PaddleDetection builds the class of before and after a reload, and repairs stay applied once."""
+    from ppdet.core.workspace import create
+    from ppdet.optimizer import optimizer
+
+    from cyclemlp_backbones.adapters.paddledet import register, register_paddledet
+
+    original = optimizer.build_adamwdl
+    before = type(create("CycleMLP"))
+    register_paddledet()
+    assert optimizer.build_adamwdl is original
+    register_paddledet(repair=True)
+    repaired = optimizer.build_adamwdl
+    importlib.reload(register)
+    register.register_paddledet(repair=True)
+    assert optimizer.build_adamwdl is repaired is not original
+    return type(create("CycleMLP")) is register.CycleMLP is not before
+
+
+@pytest.mark.slow
+def test_importing_repairs_nothing_and_reloading_registers_what_was_loaded_anew():
+    assert in_process(reloaded)
+
+
+def test_every_parameter_is_documented():
+    from cyclemlp_backbones.adapters.paddledet import CycleMLP
+
+    described = {line.partition(":")[0].strip() for line in CycleMLP.__doc__.split("\n")}
+    assert set(inspect.signature(CycleMLP).parameters) <= described
 
 
 @pytest.mark.parametrize(
@@ -56,7 +89,8 @@ def test_unusable_paddledetection_is_an_import_error_with_the_remedy(monkeypatch
         def __getattr__(self, name):
             raise error
 
-    monkeypatch.delitem(sys.modules, ADAPTER, raising=False)
+    for name in [name for name in sys.modules if name.startswith(ADAPTER)]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ppdet.core.workspace", Unusable("ppdet.core.workspace"))
     with pytest.raises(ImportError, match=remedy):
         importlib.import_module(ADAPTER)
@@ -77,7 +111,9 @@ def save_sources(folder):
 def backbone_of(config, pretrained):
     from ppdet.core.workspace import create, load_config
 
-    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+
+    register_paddledet(repair=True)
 
     settings = load_config(str(config))
     settings["CycleMLP"]["pretrained"] = str(pretrained)
@@ -85,6 +121,7 @@ def backbone_of(config, pretrained):
     return {name: value.numpy() for name, value in model.backbone.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_weights_of_a_classifier_backbone_or_detector_load_into_each_detector(tmp_path, detector):
     classifier = save_sources(tmp_path)
@@ -97,6 +134,7 @@ def test_weights_of_a_classifier_backbone_or_detector_load_into_each_detector(tm
             np.testing.assert_array_equal(loaded[name], value, err_msg=f"{source}: {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_weights_that_do_not_fit_are_an_error(tmp_path, detector):
     config = write_config(tmp_path, detector)
@@ -115,7 +153,9 @@ def decayed(detector, folder):
     """Names whose values one step without any gradient changes, and those that it leaves, of a detector's optimizer."""
     from ppdet.core.workspace import create, load_config
 
-    import cyclemlp_backbones.adapters.paddledet  # noqa: F401
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+
+    register_paddledet(repair=True)
 
     settings = load_config(str(write_config(folder, detector)))
     model = create(settings.architecture)
@@ -130,6 +170,7 @@ def decayed(detector, folder):
     return [name for name, value in values.items() if value < 1], [name for name, value in values.items() if value == 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
 def test_weight_decay_spares_norms_and_biases(tmp_path, detector):
     changed, left = in_process(decayed, detector, tmp_path)
@@ -139,13 +180,14 @@ def test_weight_decay_spares_norms_and_biases(tmp_path, detector):
     assert {"backbone.network.0.0.norm1.weight", "backbone.patch_embed.proj.bias", "backbone.norm6.weight"} <= set(left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ("CycleMLP.arch=b9", "unknown CycleMLP variant 'b9'; choose from b0, b1"),
         ("CycleMLP.out_indices=[3, 1]", "out_indices is [3, 1]; it takes a non-empty, increasing subset"),
         ("CycleMLP.frozen_stages=5", "frozen_stages is 5"),
-        ("CycleMLP.drop_pth_rate=0.1", "CycleMLP takes arch, drop_path_rate, frozen_stages, out_indices"),
+        ("CycleMLP.drop_pth_rate=0.1", "CycleMLP takes arch, drop_path_rate, frozen_stages, in_channels, out_indices"),
     ],
 )
 def test_wrong_argument_is_named_with_what_is_allowed(tmp_path, option, message):

@@ -12,8 +12,10 @@ import pytest
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
 
 from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
-from cyclemlp_backbones.adapters.paddleseg import repairs as paddleseg_repairs
+from cyclemlp_backbones.adapters.paddleseg.repairs import REPAIRS
 from tests.adapters.tiny_seg import SEMANTIC_FPN, cyclemlp, python, write_config, write_data
+
+register_paddleseg(repair=True)
 
 ERRORS = {
     "cross_entropy_dtype": "TypeError: (InvalidType) Type promotion",
@@ -44,12 +46,11 @@ def train(config, **environment):
 
 
 def test_status_says_what_this_release_needs():
-    register_paddleseg()
-    assert paddleseg_repairs.apply_repairs() == {
-        repair.name: expected_status(repair.name) for repair in paddleseg_repairs.REPAIRS
-    }
+    assert REPAIRS.apply() == {repair.name: expected_status(repair.name) for repair in REPAIRS.rows}
+    assert all(repair.until for repair in REPAIRS.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ERRORS)
 def test_without_the_repair_training_meets_the_defect(config, name):
     run = train(config, CYCLEMLP_PADDLESEG_REPAIRS_OFF=name)
@@ -60,6 +61,7 @@ def test_without_the_repair_training_meets_the_defect(config, name):
         assert ERRORS[name] in run.stderr
 
 
+@pytest.mark.slow
 def test_with_all_repairs_training_logs_and_evaluates(config):
     run = train(config)
     assert run.returncode == 0, run.stderr
@@ -68,6 +70,7 @@ def test_with_all_repairs_training_logs_and_evaluates(config):
     assert "[EVAL] #Images: 4 mIoU:" in run.stdout
 
 
+@pytest.mark.slow
 def test_reading_a_png_needs_zlib_before_paddle_only_where_it_is_reported(tmp_path):
     """Imports in this order, then decodes: what our package's first line prevents."""
     decode = (
@@ -85,18 +88,20 @@ def test_reading_a_png_needs_zlib_before_paddle_only_where_it_is_reported(tmp_pa
 
 OPEN_DEPLOYED = """
 import sys
-import cyclemlp_backbones.adapters.paddleseg
+from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
+register_paddleseg(repair=True)
 from paddleseg.deploy.infer import DeployConfig
 open(DeployConfig(sys.argv[1]).model).close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", ["", "deploy_program"])
 def test_deployment_finds_the_program_that_export_wrote(tmp_path, off):
     """What tools/export.py of release 2.8 leaves on this Paddle; deploy/python/infer.py opens the model's path."""
     (tmp_path / "deploy.yaml").write_text("Deploy: {model: model.pdmodel, params: model.pdiparams, transforms: []}")
     (tmp_path / ("model.pdmodel" if PADDLE_2 else "model.json")).touch()
-    run = python("-c", OPEN_DEPLOYED, tmp_path / "deploy.yaml", cwd=tmp_path, **{paddleseg_repairs.SWITCH: off})
+    run = python("-c", OPEN_DEPLOYED, tmp_path / "deploy.yaml", cwd=tmp_path, **{REPAIRS.switch: off})
     if off and not PADDLE_2:
         assert f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path / 'model.pdmodel'}'" in run.stderr
     else:
@@ -104,9 +109,9 @@ def test_deployment_finds_the_program_that_export_wrote(tmp_path, off):
 
 
 def test_unknown_repair_is_refused_by_name(monkeypatch):
-    monkeypatch.setenv(paddleseg_repairs.SWITCH, "areas_of_scalars, cross_entropy")
+    monkeypatch.setenv(REPAIRS.switch, "areas_of_scalars, cross_entropy")
     with pytest.raises(ValueError, match=r"names 'cross_entropy'; the repairs are zlib_order, cross_entropy_dtype"):
-        paddleseg_repairs.apply_repairs()
+        REPAIRS.apply()
 
 
 def plain_cross_entropy(logits, label, weight, ignore_index, top):

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from cyclemlp_backbones.adapters.paddledet.coco import check_annotations
+from cyclemlp_backbones.coco import check_annotations
 from tests.adapters.tiny_det import SIZE, cyclemlp, write_config, write_data
 
 
@@ -95,6 +95,7 @@ def test_missing_or_broken_files_are_errors(folder):
         check_annotations(path, folder / "train")
 
 
+@pytest.mark.slow
 def test_training_stops_at_a_mistake_and_goes_on_without_a_missing_image(folder):
     config = write_config(folder, "retinanet", epoch=1)
     (folder / "train" / "000002.png").unlink()
