@@ -9,8 +9,8 @@ import paddle.vision.transforms.functional as F
 from paddle.vision.transforms import functional_pil
 from PIL import Image
 
-from classification.config import AugmentConfig, DataConfig
-from classification.policies import parse_policy
+from .config import AugmentConfig, DataConfig
+from .policies import parse_policy
 
 _TRIES = 10
 _ERASED_AREA = (0.02, 1 / 3)

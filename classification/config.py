@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from cyclemlp_backbones import VARIANTS
 
@@ -31,7 +32,8 @@ class ModelConfig:
 class DataConfig:
     """Folders of images and their lists; without a list, one folder per class, in the order of their names, or by
     `class_map` (`synset index` a line). `crop_pct` None is the variant's. `batch_size` counts images of one process and
-    one forward. `repeats` is repeated augmentation. `max_broken`: share of unreadable images above which the run fails.
+    one micro-batch. `repeats` is repeated augmentation. `max_broken`: share of unreadable images above which the run
+    fails.
     """
 
     train_images: str | None = None
@@ -98,7 +100,7 @@ class DistillationConfig:
 class OptimizerConfig:
     """AdamW. The peak learning rate is `lr * global batch / lr_batch`. `clip_norm` clips the global norm, None is off.
     `layer_decay` multiplies the rate by itself once per block from the head down, None is off.
-    `accumulate`: forwards per step.
+    `accumulate`: micro-batches per step.
     """
 
     lr: float = 5e-4
@@ -140,8 +142,8 @@ class AmpConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """`save_every`: steps between checkpoints, None saves at the ends of epochs only. `evaluate_every`: epochs.
-    `keep`: checkpoints besides the best. `resume`: None, "auto" (the newest in `output`) or a checkpoint's path.
+    """`save_every`: steps between run states, None saves at the ends of epochs only. `evaluate_every`: epochs.
+    `keep`: run states besides the best. `resume`: None, "auto" (the newest in `output`) or a run state's path.
     `skip_nonfinite`: steps with a loss that is not finite that may be skipped before the run stops.
     `distributed`: False refuses to be one of several processes.
     """
@@ -189,78 +191,73 @@ class Config:
         return VARIANTS[self.model.variant].crop_pct
 
 
+_RANGES: Mapping[str, tuple[float, float | None]] = {
+    "model.num_classes": (2, None),
+    "data.input_size": (32, None),
+    "data.batch_size": (1, None),
+    "data.eval_batch_size": (1, None),
+    "data.workers": (0, None),
+    "data.repeats": (1, None),
+    "data.max_broken": (0, 1),
+    "data.crop_pct": (0, 1),
+    "augment.flip": (0, 1),
+    "augment.erase": (0, 1),
+    "augment.color_jitter": (0, None),
+    "mix.mixup": (0, None),
+    "mix.cutmix": (0, None),
+    "mix.probability": (0, 1),
+    "mix.switch": (0, 1),
+    "mix.smoothing": (0, 1),
+    "distillation.alpha": (0, 1),
+    "optimizer.lr": (0, None),
+    "optimizer.lr_batch": (1, None),
+    "optimizer.weight_decay": (0, None),
+    "optimizer.accumulate": (1, None),
+    "schedule.epochs": (1, None),
+    "schedule.warmup_epochs": (0, None),
+    "schedule.warmup_lr": (0, None),
+    "schedule.min_lr": (0, None),
+    "model.drop_path_rate": (0, 1),
+    "ema.decay": (0, 1),
+    "run.seed": (0, None),
+    "run.log_every": (1, None),
+    "run.save_every": (1, None),
+    "run.evaluate_every": (1, None),
+    "run.keep": (1, None),
+    "run.skip_nonfinite": (0, None),
+}
+"""Key -> the least and the greatest value that makes sense."""
+
+_BELOW_ONE = ("mix.smoothing", "ema.decay", "model.drop_path_rate")
+_POSITIVE = ("distillation.tau", "optimizer.clip_norm", "optimizer.layer_decay", "data.crop_pct")
+_LENGTHS = {"augment.scale": 2, "augment.ratio": 2, "mix.cutmix_minmax": 2, "data.mean": 3, "data.std": 3}
+
+
 def _check(config: Config) -> None:
-    model, data, mix = config.model, config.data, config.mix
-    if model.variant not in VARIANTS:
-        raise ValueError(f"model.variant is {model.variant!r}; choose from {', '.join(VARIANTS)}")
-    sizes = [model.depths, model.embed_dims, model.mlp_ratios]
-    if any(size is None for size in sizes) and any(size is not None for size in sizes):
+    def given(keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        for key in keys:
+            section, _, name = key.partition(".")
+            if (value := getattr(getattr(config, section), name)) is not None:
+                yield key, value
+
+    if config.model.variant not in VARIANTS:
+        raise ValueError(f"model.variant is {config.model.variant!r}; choose from {', '.join(VARIANTS)}")
+    if len(list(given(("model.depths", "model.embed_dims", "model.mlp_ratios")))) not in (0, 3):
         raise ValueError("model.depths, model.embed_dims and model.mlp_ratios go together: give all three or none")
-    _range("model.num_classes", model.num_classes, 2)
-    _range("data.input_size", data.input_size, 32)
-    for key, value, least in (
-        ("data.batch_size", data.batch_size, 1),
-        ("data.workers", data.workers, 0),
-        ("data.repeats", data.repeats, 1),
-        ("optimizer.lr_batch", config.optimizer.lr_batch, 1),
-        ("optimizer.accumulate", config.optimizer.accumulate, 1),
-        ("schedule.epochs", config.schedule.epochs, 1),
-        ("run.keep", config.run.keep, 1),
-        ("run.log_every", config.run.log_every, 1),
-        ("run.evaluate_every", config.run.evaluate_every, 1),
-        ("run.skip_nonfinite", config.run.skip_nonfinite, 0),
-        ("run.seed", config.run.seed, 0),
-    ):
-        _range(key, value, least)
-    for key, optional in (("data.eval_batch_size", data.eval_batch_size), ("run.save_every", config.run.save_every)):
-        if optional is not None:
-            _range(key, optional, 1)
-    for key, share in (
-        ("data.max_broken", data.max_broken),
-        ("augment.flip", config.augment.flip),
-        ("augment.erase", config.augment.erase),
-        ("mix.probability", mix.probability),
-        ("mix.switch", mix.switch),
-        ("distillation.alpha", config.distillation.alpha),
-    ):
-        _range(key, share, 0, 1)
-    for key, number in (
-        ("mix.mixup", mix.mixup),
-        ("mix.cutmix", mix.cutmix),
-        ("augment.color_jitter", config.augment.color_jitter),
-        ("optimizer.lr", config.optimizer.lr),
-        ("optimizer.weight_decay", config.optimizer.weight_decay),
-        ("schedule.warmup_epochs", config.schedule.warmup_epochs),
-        ("schedule.warmup_lr", config.schedule.warmup_lr),
-        ("schedule.min_lr", config.schedule.min_lr),
-    ):
-        _range(key, number, 0)
-    for key, below_one in (
-        ("mix.smoothing", mix.smoothing),
-        ("ema.decay", config.ema.decay),
-        ("model.drop_path_rate", model.drop_path_rate),
-    ):
-        _range(key, below_one, 0, 1)
-        if below_one == 1:
+    for key, value in given(_RANGES):
+        least, most = _RANGES[key]
+        if value < least or (most is not None and value > most):
+            allowed = f"of at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+            raise ValueError(f"{key} is {value!r}; it takes a value {allowed}")
+    for key, value in given(_BELOW_ONE):
+        if value == 1:
             raise ValueError(f"{key} is 1; it takes a number from 0 up to, but not including, 1")
-    for key, positive in (
-        ("distillation.tau", config.distillation.tau),
-        ("optimizer.clip_norm", config.optimizer.clip_norm),
-        ("optimizer.layer_decay", config.optimizer.layer_decay),
-        ("data.crop_pct", data.crop_pct),
-    ):
-        if positive is not None and positive <= 0:
-            raise ValueError(f"{key} is {positive!r}; it takes a positive number")
-    _range("data.crop_pct", config.crop_pct, 0, 1)
-    for key, pair, length in (
-        ("augment.scale", config.augment.scale, 2),
-        ("augment.ratio", config.augment.ratio, 2),
-        ("mix.cutmix_minmax", mix.cutmix_minmax, 2),
-        ("data.mean", data.mean, 3),
-        ("data.std", data.std, 3),
-    ):
-        if pair is not None and len(pair) != length:
-            raise ValueError(f"{key} is {list(pair)!r}; it takes {length} numbers")
+    for key, value in given(_POSITIVE):
+        if value <= 0:
+            raise ValueError(f"{key} is {value!r}; it takes a positive number")
+    for key, value in given(_LENGTHS):
+        if len(value) != _LENGTHS[key]:
+            raise ValueError(f"{key} is {list(value)!r}; it takes {_LENGTHS[key]} numbers")
     schedule = config.schedule
     if schedule.warmup_epochs >= schedule.epochs:
         raise ValueError(
@@ -269,11 +266,3 @@ def _check(config: Config) -> None:
         )
     if config.distillation.type != "none" and not config.distillation.teacher:
         raise ValueError("distillation.teacher is empty; name the teacher, or set distillation.type to none")
-
-
-def _range(key: str, value: float, least: float, most: float | None = None) -> None:
-    if value < least or (most is not None and value > most):
-        raise ValueError(
-            f"{key} is {value!r}; it takes a value "
-            + (f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}")
-        )

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import paddle
 
-from classification.augment import EvalTransform, TrainTransform
-from classification.schedule import Plan
-from classification.seeding import SAMPLE, generator
 from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
+
+from .augment import EvalTransform, TrainTransform
+from .config import Config
+from .schedule import Plan
+from .seeding import SAMPLE, generator
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 NO_LABEL = -1
@@ -113,17 +115,16 @@ def image_names(folder: str | os.PathLike) -> list[str]:
     return sorted(entry.name for entry in Path(folder).iterdir() if entry.name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def read_samples(
-    images: str | None, listing: str | None, *, num_classes: int, class_map: str | None, what: str
-) -> Samples:
-    """What the configuration's `data.{what}_images` and `data.{what}_list` name."""
+def read_samples(config: Config, what: str) -> Samples:
+    """What `data.{what}_images` and `data.{what}_list` name; `what` is "train" or "val"."""
+    classes, images = config.model.num_classes, getattr(config.data, f"{what}_images")
     if not images:
         raise ValueError(f"data.{what}_images is not set; give the folder of the images")
     if not Path(images).is_dir():
         raise ValueError(f"data.{what}_images is {images!r}, which is no folder")
-    if listing:
-        return read_list(images, listing, num_classes=num_classes)
-    return read_folders(images, num_classes=num_classes, class_map=class_map)
+    if listing := getattr(config.data, f"{what}_list"):
+        return read_list(images, listing, num_classes=classes)
+    return read_folders(images, num_classes=classes, class_map=config.data.class_map)
 
 
 class TrainDataset(paddle.io.Dataset):
@@ -192,12 +193,12 @@ class _Batches(paddle.io.BatchSampler):
 def train_loader(
     dataset: TrainDataset, plan: Plan, *, rank: int, first_step: int, workers: int
 ) -> Iterator[list[paddle.Tensor]]:
-    """The forwards of process `rank` from `first_step` to the end of the run; the workers are started once.
+    """The micro-batches of process `rank` from `first_step` to the end of the run; the workers are started once.
 
     ValueError where so many images in a row cannot be read that the folder must be the wrong one.
     """
-    forwards = (plan.total_steps - first_step) * plan.accumulate
-    for batch in _loader(dataset, _Batches(plan.forwards(first_step, rank), forwards), workers):
+    count = (plan.total_steps - first_step) * plan.accumulate
+    for batch in _loader(dataset, _Batches(plan.micro_batches(first_step, rank), count), workers):
         lost = batch[2].numpy()[batch[3].numpy() == NO_PICTURE]
         if lost.size:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from classification.config import DistillationConfig
+from .config import DistillationConfig
 
 
 def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.utils.dlpack import from_dlpack
 
-from classification.config import MixConfig
+from .config import MixConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from classification.seeding import ORDER, generator
+from .seeding import ORDER, generator
 
 
 def learning_rate(
@@ -40,7 +40,7 @@ def epoch_order(length: int, repeats: int, *, seed: int, epoch: int) -> np.ndarr
 
 @dataclass(frozen=True)
 class Plan:
-    """How the samples of a run fall on steps, forwards and processes.
+    """How the samples of a run fall on steps, micro-batches and processes.
 
     A step takes the next `batch_size * accumulate * processes` samples; process `r` gets every `processes`-th of them,
     from the `r`-th on, so that repetitions of a sample go to different processes. What is left of an epoch is dropped.
@@ -74,10 +74,10 @@ class Plan:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def forwards(
+    def micro_batches(
         self, first_step: int, rank: int, last_step: int | None = None
     ) -> Iterator[list[tuple[int, int, int]]]:
-        """From `first_step` on, the samples of each forward of process `rank`: keys (epoch, index, repetition)."""
+        """From `first_step` on, the samples of each micro-batch of process `rank`: keys (epoch, index, repetition)."""
         epoch, order = -1, np.empty((0, 2), np.int64)
         for step in range(first_step, self.total_steps if last_step is None else last_step):
             if step // self.steps_per_epoch != epoch:

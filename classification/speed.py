@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import paddle
 
-from classification.augment import TrainTransform
-from classification.config import Config
-from classification.data import TrainDataset, read_samples, train_loader
-from classification.losses import training_losses
-from classification.mixup import smooth_one_hot
-from classification.optim import build_optimizer, take_step
-from classification.precision import Precision
-from classification.schedule import Plan
-from classification.student import build_student
+from .augment import TrainTransform
+from .config import Config
+from .data import TrainDataset, read_samples, train_loader
+from .losses import training_losses
+from .mixup import smooth_one_hot
+from .optim import build_optimizer, take_step
+from .precision import Precision
+from .schedule import Plan
+from .student import build_student
 
 WARM_UP = 3
 
 
-def run_benchmark(config: Config, *, steps: int) -> dict[str, float | str]:
+def measure_speed(config: Config, *, steps: int) -> dict[str, float | str]:
     """Images per second of the training step on random images and, with `data.train_images`, of reading alone; of one
     process, after some steps that do not count."""
     result: dict[str, float | str] = {"device": paddle.get_device(), "batch_size": config.data.batch_size}
@@ -34,8 +34,8 @@ def run_benchmark(config: Config, *, steps: int) -> dict[str, float | str]:
 def _training_speed(config: Config, steps: int) -> float:
     batch, size, classes = config.data.batch_size, config.data.input_size, config.model.num_classes
     precision = Precision(config.amp)
-    model = precision.decorate(build_student(config.model))
-    optimizer = build_optimizer(model, config.optimizer, master_weights=precision.half_weights)
+    model = build_student(config.model)
+    model, optimizer = precision.decorate(model, build_optimizer(model, config.optimizer))
     parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     images, labels = paddle.randn([batch, 3, size, size]), paddle.randint(0, classes, [batch])
     targets = smooth_one_hot(labels, classes, config.mix.smoothing)
@@ -48,16 +48,14 @@ def _training_speed(config: Config, steps: int) -> float:
         with precision.autocast():
             logits = model(images)
         loss = training_losses(logits, targets, None, alone)["loss"]
-        (loss * precision.scaler.scale).backward()
-        take_step(optimizer, parameters, precision.scaler, clip_norm=config.optimizer.clip_norm)
+        precision.scaler.scale(loss).backward()
+        take_step(optimizer, parameters, precision.scaler)
     return batch * steps / (time.perf_counter() - since)
 
 
 def _reading_speed(config: Config, steps: int) -> float:
     data = config.data
-    samples = read_samples(
-        data.train_images, data.train_list, num_classes=config.model.num_classes, class_map=data.class_map, what="train"
-    )
+    samples = read_samples(config, "train")
     batch = min(data.batch_size, len(samples))
     epochs = -(-(WARM_UP + steps) // (len(samples) // batch))
     plan = Plan(len(samples), epochs, batch, repeats=data.repeats, seed=config.run.seed)

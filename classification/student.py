@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from classification.config import Config, ModelConfig
 from cyclemlp_backbones import CheckpointError, CycleNet, LoadReport, build_classifier, load_weights, locate_weights
+
+from .config import Config, ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -100,7 +100,7 @@ def test_a_failed_process_of_several_does_not_wait_for_its_threads(tmp_path):
         "from classification import commands\n"
         "paddle.distributed.is_initialized = lambda: True\n"
         "threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "def bug(argv):\n"
+        "def bug(argv, prog):\n"
         "    raise RuntimeError('a bug')\n"
         "if sys.argv[1] == 'bug':\n"
         "    commands.train = bug\n"
