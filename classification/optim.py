@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +12,8 @@ from paddle import Tensor, nn
 from cyclemlp_backbones import apply_layer_decay
 
 from .config import OptimizerConfig
-from .precision import loss_scale
+from .precision import lower_scale
 
-LEAST_SCALE = 1.0
-"""Of the loss: a step that has infinite gradients at this scale has them without it."""
 _HALF = (paddle.float16, paddle.bfloat16)
 _NORMS = (nn.LayerNorm, nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.BatchNorm, nn.GroupNorm, nn.SyncBatchNorm)
 
@@ -88,9 +84,8 @@ def take_step(
     if not finite:
         optimizer.clear_grad(set_to_zero=False)  # nothing is left to step by, with a scaler or without
     scaler.step(optimizer)
-    with contextlib.redirect_stdout(sys.stderr):  # it prints where the scale falls
-        scaler.update()
-    if loss_scale(scaler) < LEAST_SCALE:
-        scaler.set_init_loss_scaling(LEAST_SCALE)
+    scaler.update()
+    if not finite:
+        lower_scale(scaler)
     optimizer.clear_grad(set_to_zero=not half)  # a zero would stay float32
     return StepReport(norm, finite)

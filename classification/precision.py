@@ -16,11 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Precision:
-    """What mixed precision does here: nothing on a CPU, which is said once.
-
-    `scaler` keeps float16 gradients from vanishing: it halves its scale after a step with infinite gradients, and
-    doubles it after 2000 good ones. It does nothing for another `dtype`.
-    """
+    """What mixed precision does here: nothing on a CPU, which is said once. `scaler` is at work for float16 only."""
 
     def __init__(self, amp: AmpConfig):
         accelerator = not paddle.get_device().startswith("cpu")
@@ -28,12 +24,7 @@ class Precision:
             logger.info("amp.dtype %s is left out: a CPU trains in float32, without loss scaling", amp.dtype)
         self.dtype = amp.dtype if accelerator else "none"
         self.level = amp.level
-        self.scaler = GradScaler(
-            enable=self.dtype == "float16",
-            init_loss_scaling=amp.initial_scale,
-            incr_every_n_steps=2000,
-            decr_every_n_nan_or_inf=1,
-        )
+        self.scaler = build_scaler(amp.initial_scale, enable=self.dtype == "float16")
 
     @property
     def half_weights(self) -> bool:
@@ -55,6 +46,21 @@ class Precision:
         if self.dtype == "none":
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.level, dtype=self.dtype)
+
+
+def build_scaler(scale: float, *, enable: bool = True, interval: int = 2000) -> GradScaler:
+    """Keeps float16 gradients from vanishing: doubles its scale after `interval` good steps. `lower_scale` halves it:
+    Paddle's own way prints to standard output, and fails with NumPy 2.5, hence a count that is never reached."""
+    never = 2**31 - 1
+    return GradScaler(
+        enable=enable, init_loss_scaling=scale, incr_every_n_steps=interval, decr_every_n_nan_or_inf=never
+    )
+
+
+def lower_scale(scaler: GradScaler) -> None:
+    """After a step with infinite gradients. Not below 1: a step that has them there has them without a scaler."""
+    if scaler.is_enable():
+        scaler.set_init_loss_scaling(max(1.0, loss_scale(scaler) / 2))
 
 
 def scaler_state(scaler: GradScaler) -> dict[str, float]:

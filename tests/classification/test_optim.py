@@ -73,7 +73,7 @@ def toy(values=(3.0, 4.0), clip_norm=None, rate=1.0):
 @pytest.mark.parametrize(("clip", "step"), [(None, 1.0), (10.0, 1.0), (2.5, 0.5)])
 def test_clipping_is_by_the_global_norm_of_unscaled_gradients(clip, step, scaled, monkeypatch):
     layer, optimizer, loss = toy(clip_norm=clip)
-    scaler = enabled_scaler(monkeypatch, init_loss_scaling=1024.0) if scaled else OFF
+    scaler = enabled_scaler(monkeypatch, 1024.0) if scaled else OFF
     scaler.scale(loss()).backward()
     report = take_step(optimizer, layer.parameters(), scaler)
     assert report.norm == pytest.approx(5.0)
@@ -94,7 +94,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_not_taken(value, scaled, m
     model = build_classifier("b0", num_classes=10)
     before = {name: parameter.numpy() for name, parameter in model.named_parameters()}
     optimizer = build_optimizer(model, OptimizerConfig(clip_norm=1.0))  # AdamW: even without gradient it would decay
-    scaler = enabled_scaler(monkeypatch, init_loss_scaling=1024.0) if scaled else OFF
+    scaler = enabled_scaler(monkeypatch, 1024.0) if scaled else OFF
 
     def total():
         return sum(parameter.sum() for parameter in model.parameters())
@@ -110,14 +110,14 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_not_taken(value, scaled, m
 
 def test_the_scale_halves_doubles_has_a_least_value_and_resumes(monkeypatch, capsys):
     layer, optimizer, loss = toy()
-    scaler = enabled_scaler(monkeypatch, init_loss_scaling=512.0, incr_every_n_steps=2)
+    scaler = enabled_scaler(monkeypatch, 512.0, interval=2)
     for expected in (512, 1024, 1024, 2048, 2048):  # doubled after two good steps
         scaler.scale(loss()).backward()
         take_step(optimizer, layer.parameters(), scaler)
         assert loss_scale(scaler) == expected
     assert layer.weight.numpy().ravel() == pytest.approx([-15, -20])
     assert scaler_state(scaler) == {"scale": 2048.0, "good_steps": 1}
-    resumed = enabled_scaler(monkeypatch, init_loss_scaling=8.0, incr_every_n_steps=2)
+    resumed = enabled_scaler(monkeypatch, 8.0, interval=2)
     restore_scaler(resumed, scaler_state(scaler))
     assert loss_scale(resumed) == 2048
     resumed.scale(loss()).backward()
@@ -169,7 +169,7 @@ def test_half_precision_gradients_are_unscaled_in_float32(dtype, monkeypatch):
         def clear_grad(self, set_to_zero=True):
             layer.weight.clear_gradient(set_to_zero)
 
-    scaler = enabled_scaler(monkeypatch, init_loss_scaling=65536.0)
+    scaler = enabled_scaler(monkeypatch, 65536.0)
     for _ in range(2):  # a float32 zero left behind would not take the next half-precision gradient
         for _ in range(2):  # micro-batches
             scaler.scale(layer.weight.astype("float32").sum() * 0.5e-9).backward()

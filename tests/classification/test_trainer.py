@@ -238,7 +238,7 @@ def test_processes_that_would_resume_at_different_steps_are_refused(digits, tmp_
 
 def test_infinite_gradients_stop_a_run_whose_loss_scale_is_at_its_end(digits, tmp_path, caplog, monkeypatch):
     trainer = Trainer(tiny_config(digits, tmp_path))
-    trainer.scaler = enabled_scaler(monkeypatch, init_loss_scaling=2.0)
+    trainer.scaler = enabled_scaler(monkeypatch, 2.0)
     trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
     with caplog.at_level("INFO"), pytest.raises(NonFiniteLossError, match="step 1: a gradient is not finite"):
         trainer.run()
