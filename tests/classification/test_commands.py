@@ -74,6 +74,7 @@ def test_predict_runs_on_the_device_that_is_asked_for_and_once_among_several(
     assert lines == [14, 0]
 
 
+@pytest.mark.slow
 def test_the_scripts_are_the_same_doors(trained, digits, tmp_path):
     folder, report = trained
     run = run_python(

@@ -16,6 +16,7 @@ from classification.trainer import Trainer
 from cyclemlp_backbones import read_checkpoint as weights
 from tests.classification.tiny import ROOT, arguments, environment, run_python, tiny_config
 
+pytestmark = pytest.mark.slow
 PLAIN = {"mix__mixup": 0.0, "mix__cutmix": 0.0, "model__drop_path_rate": 0.0}
 TOLERANCE = 1e-5  # measured: 6e-8; the weights move by 4e-3
 
