@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -191,43 +191,18 @@ class Config:
         return VARIANTS[self.model.variant].crop_pct
 
 
-_RANGES: Mapping[str, tuple[float, float | None]] = {
-    "model.num_classes": (2, None),
-    "data.input_size": (32, None),
-    "data.batch_size": (1, None),
-    "data.eval_batch_size": (1, None),
-    "data.workers": (0, None),
-    "data.repeats": (1, None),
-    "data.max_broken": (0, 1),
-    "data.crop_pct": (0, 1),
-    "augment.flip": (0, 1),
-    "augment.erase": (0, 1),
-    "augment.color_jitter": (0, None),
-    "mix.mixup": (0, None),
-    "mix.cutmix": (0, None),
-    "mix.probability": (0, 1),
-    "mix.switch": (0, 1),
-    "mix.smoothing": (0, 1),
-    "distillation.alpha": (0, 1),
-    "optimizer.lr": (0, None),
-    "optimizer.lr_batch": (1, None),
-    "optimizer.weight_decay": (0, None),
-    "optimizer.accumulate": (1, None),
-    "schedule.epochs": (1, None),
-    "schedule.warmup_epochs": (0, None),
-    "schedule.warmup_lr": (0, None),
-    "schedule.min_lr": (0, None),
-    "model.drop_path_rate": (0, 1),
-    "ema.decay": (0, 1),
-    "run.seed": (0, None),
-    "run.log_every": (1, None),
-    "run.save_every": (1, None),
-    "run.evaluate_every": (1, None),
-    "run.keep": (1, None),
-    "run.skip_nonfinite": (0, None),
+_LEAST = {
+    0: "data.workers augment.color_jitter mix.mixup mix.cutmix optimizer.lr optimizer.weight_decay "
+    "schedule.warmup_epochs schedule.warmup_lr schedule.min_lr run.seed run.skip_nonfinite",
+    1: "data.batch_size data.eval_batch_size data.repeats optimizer.lr_batch optimizer.accumulate schedule.epochs "
+    "run.log_every run.save_every run.evaluate_every run.keep",
+    2: "model.num_classes",
+    32: "data.input_size",
 }
-"""Key -> the least and the greatest value that makes sense."""
-
+_SHARES = (
+    "data.max_broken data.crop_pct augment.flip augment.erase mix.probability mix.switch mix.smoothing "
+    "distillation.alpha ema.decay model.drop_path_rate"
+)
 _BELOW_ONE = ("mix.smoothing", "ema.decay", "model.drop_path_rate")
 _POSITIVE = ("distillation.tau", "optimizer.clip_norm", "optimizer.layer_decay", "data.crop_pct")
 _LENGTHS = {"augment.scale": 2, "augment.ratio": 2, "mix.cutmix_minmax": 2, "data.mean": 3, "data.std": 3}
@@ -244,11 +219,13 @@ def _check(config: Config) -> None:
         raise ValueError(f"model.variant is {config.model.variant!r}; choose from {', '.join(VARIANTS)}")
     if len(list(given(("model.depths", "model.embed_dims", "model.mlp_ratios")))) not in (0, 3):
         raise ValueError("model.depths, model.embed_dims and model.mlp_ratios go together: give all three or none")
-    for key, value in given(_RANGES):
-        least, most = _RANGES[key]
-        if value < least or (most is not None and value > most):
-            allowed = f"of at least {least:g}" if most is None else f"from {least:g} to {most:g}"
-            raise ValueError(f"{key} is {value!r}; it takes a value {allowed}")
+    for least, keys in _LEAST.items():
+        for key, value in given(keys.split()):
+            if value < least:
+                raise ValueError(f"{key} is {value!r}; it takes a value of at least {least}")
+    for key, value in given(_SHARES.split()):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{key} is {value!r}; it takes a value from 0 to 1")
     for key, value in given(_BELOW_ONE):
         if value == 1:
             raise ValueError(f"{key} is 1; it takes a number from 0 up to, but not including, 1")

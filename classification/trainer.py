@@ -20,7 +20,7 @@ from . import run_state
 from .augment import TrainTransform
 from .config import Config
 from .config_files import as_tree
-from .data import BrokenImages, Samples, TrainDataset, read_samples, train_loader
+from .data import BrokenImages, TrainDataset, read_samples, train_loader
 from .distributed import World, parallel
 from .ema import WeightAverage, weights_replaced
 from .losses import training_losses
@@ -85,16 +85,13 @@ class Trainer:
             self._restore(resume)
         self._check_same_step()
         self.parallel = parallel(self.model, self.world)
-        self.teacher = self._build_teacher()
+        self.teacher = None
+        if config.distillation.type != "none":
+            classes = config.model.num_classes
+            self.teacher = Teacher(build_teacher(config.distillation, num_classes=classes), num_classes=classes)
         if self.world.is_main:
             write_description(self.output, config, self.world, argv)
         self.log = RunLog(self.output, enabled=self.world.is_main, visualdl=config.run.visualdl)
-
-    def _build_teacher(self) -> Teacher | None:
-        if self.config.distillation.type == "none":
-            return None
-        classes = self.config.model.num_classes
-        return Teacher(build_teacher(self.config.distillation, num_classes=classes), num_classes=classes)
 
     def _lr(self, step: int) -> float:
         schedule = self.config.schedule
@@ -248,36 +245,31 @@ class Trainer:
             values["images_per_second"], 100 * values["data_wait_share"], as_time(values["eta_seconds"]),
         )  # fmt: skip
 
-    def evaluate(self) -> dict[str, Evaluation]:
+    def _evaluate_and_keep_best(self) -> None:
         """The held-out list by the weights ("model") and by their moving average ("ema")."""
-        assert self.val_samples is not None
+        if (samples := self.val_samples) is None:
+            return
 
-        def run(samples: Samples) -> Evaluation:
+        def run() -> Evaluation:
             return evaluate_samples(self.model, samples, self.config, self.world, autocast=self.precision.autocast)
 
-        results = {"model": run(self.val_samples)}
+        results = {"model": run()}
         if self.average is not None:
             with weights_replaced(self.model, self.average.values):
-                results["ema"] = run(self.val_samples)
-        check_broken(self.val_samples, results["model"], self.config)
-        return results
-
-    def _evaluate_and_keep_best(self) -> None:
-        if self.val_samples is None:
-            return
-        results = self.evaluate()
+                results["ema"] = run()
+        check_broken(samples, results["model"], self.config)
         self.parallel.train()
-        row = results["model"].as_dict()
+        self.last = results["model"].as_dict()
         if "ema" in results:
-            row |= {f"ema_{name}": value for name, value in results["ema"].as_dict().items() if name != "images"}
-        self.log.write("evaluation", {"step": self.step, **row})
+            averaged = results["ema"].as_dict().items()
+            self.last |= {f"ema_{name}": value for name, value in averaged if name != "images"}
+        self.log.write("evaluation", {"step": self.step, **self.last})
         for name, result in results.items():
             logger.info("%s: top-1 %.3f %%, top-5 %.3f %% of %d", name, result.top1, result.top5, result.images)
         winner = max(results, key=lambda name: results[name].top1)
         if not self.best or results[winner].top1 > self.best["top1"]:
             self.best = {"step": self.step, "top1": results[winner].top1, "weights": winner}
             self._write_weights("best", winner)
-        self.last = row
 
     def _write_weights(self, name: str, which: str) -> None:
         """`name`.pdparams in float32, for evaluation, fine-tuning and the toolkits."""
