@@ -65,12 +65,7 @@ def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) ->
     side = np.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     y, x = int(rng.integers(height)), int(rng.integers(width))
-    return (
-        max(0, y - half_height),
-        min(height, y + half_height),
-        max(0, x - half_width),
-        min(width, x + half_width),
-    )
+    return max(0, y - half_height), min(height, y + half_height), max(0, x - half_width), min(width, x + half_width)
 
 
 def minmax_box(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import paddle
 from paddle import Tensor, nn
@@ -47,14 +46,6 @@ def build_optimizer(model: nn.Layer, config: OptimizerConfig) -> paddle.optimize
     return optimizer
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """`norm`, the global gradient norm before clipping, and whether the step was `taken`."""
-
-    norm: float
-    taken: bool
-
-
 @paddle.no_grad()
 def global_norm(gradients: Sequence[Tensor]) -> float:
     """The Euclidean norm of all gradients together; not finite if one of them is not."""
@@ -67,10 +58,10 @@ def global_norm(gradients: Sequence[Tensor]) -> float:
 @paddle.no_grad()
 def take_step(
     optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Tensor], scaler: paddle.amp.GradScaler
-) -> StepReport:
-    """Unscales the gradients, steps, by the clipping that `optimizer` was built with, and clears them; no step if one
-    is not finite.
+) -> float:
+    """Unscales the gradients, steps, by the clipping that `optimizer` was built with, and clears them.
 
+    The result is their global norm before clipping. It is not finite if one of them is not: no step is taken then.
     Gradients of half-precision weights become float32 first: unscaled, most would vanish in float16.
     """
     half = [parameter for parameter in parameters if parameter.dtype in _HALF and parameter.grad is not None]
@@ -88,4 +79,4 @@ def take_step(
     if not finite:
         lower_scale(scaler)
     optimizer.clear_grad(set_to_zero=not half)  # a zero would stay float32
-    return StepReport(norm, finite)
+    return norm

@@ -144,19 +144,17 @@ def draw_curves(log: Path, path: Path) -> bool:
 
     # The last line of a step counts: a resumed run writes some steps again.
     rows = {(row["event"], row["step"]): row for row in read_log(log) if "step" in row}
-    train = [row for (event, _), row in sorted(rows.items()) if event == "train"]
-    evaluations = [row for (event, _), row in sorted(rows.items()) if event == "evaluation"]
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4))
-    for name in ("loss", "task", "distillation"):
-        points = [(row["step"], row[name]) for row in train if name in row]
-        if points:
-            left.plot(*zip(*points), label=name)
-    for name in ("top1", "ema_top1"):
-        points = [(row["step"], row[name]) for row in evaluations if name in row]
-        if points:
-            middle.plot(*zip(*points), marker=".", label=name)
-    right.plot([row["step"] for row in train], [row["lr"] for row in train], label="learning rate")
-    for axes, title in ((left, "training loss"), (middle, "held-out accuracy, %"), (right, "learning rate")):
+    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4))
+    for axes, title, event, names in zip(
+        panels,
+        ("training loss", "held-out accuracy, %", "learning rate"),
+        ("train", "evaluation", "train"),
+        (("loss", "task", "distillation"), ("top1", "ema_top1"), ("lr",)),
+    ):
+        for name in names:
+            points = [(step, row[name]) for (kind, step), row in sorted(rows.items()) if kind == event and name in row]
+            if points:
+                axes.plot(*zip(*points), marker="." if event == "evaluation" else None, label=name)
         axes.set_title(title)
         axes.set_xlabel("step")
         if axes.lines:

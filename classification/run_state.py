@@ -125,13 +125,8 @@ def check_same_run(state: RunState, config: Config, *, processes: int, samples: 
 
 
 def as_arrays(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as arrays; half precision as float32, which holds it exactly."""
-    return {name: _array(tensor) for name, tensor in state.items()}
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    half = tensor.dtype in (paddle.float16, paddle.bfloat16)
-    return np.asarray((tensor.astype("float32") if half else tensor).detach().numpy())
+    """Tensors as arrays of float32, which holds half precision exactly."""
+    return {name: tensor.detach().astype("float32").numpy() for name, tensor in state.items()}
 
 
 def optimizer_arrays(
@@ -142,14 +137,14 @@ def optimizer_arrays(
     Paddle's own names count layers within a process, and so change with what else was built before.
     """
     state = dict(optimizer.state_dict())
-    master = {names[name]: _array(value) for name, value in state.pop("master_weights", {}).items()}
+    master = {names[name]: array for name, array in as_arrays(state.pop("master_weights", {})).items()}
     state.pop("LR_Scheduler", None)
     accumulators = {}
-    for key, value in state.items():
+    for key, array in as_arrays(state).items():
         name = max((name for name in names if key.startswith(f"{name}_")), key=len)
         match = _ACCUMULATOR.fullmatch(key.removeprefix(f"{name}_"))
         assert match is not None, key
-        accumulators[f"{names[name]}/{match[1]}"] = _array(value)
+        accumulators[f"{names[name]}/{match[1]}"] = array
     return accumulators, master
 
 

@@ -21,7 +21,7 @@ from .augment import TrainTransform
 from .config import Config
 from .config_files import as_tree
 from .data import BrokenImages, TrainDataset, read_samples, train_loader
-from .distributed import World, parallel
+from .distributed import World
 from .ema import WeightAverage, weights_replaced
 from .losses import training_losses
 from .metrics import Evaluation, check_broken, evaluate_samples
@@ -84,7 +84,7 @@ class Trainer:
         if resume is not None:
             self._restore(resume)
         self._check_same_step()
-        self.parallel = parallel(self.model, self.world)
+        self.parallel = self.model if self.world.size == 1 else paddle.DataParallel(self.model)
         self.teacher = None
         if config.distillation.type != "none":
             classes = config.model.num_classes
@@ -174,11 +174,11 @@ class Trainer:
             self._refuse("the loss", values, lr, batches, mixes)
             return {}
         scale = loss_scale(self.scaler)
-        report = take_step(self.optimizer, self.parameters, self.scaler)
-        if report.taken:
+        norm = take_step(self.optimizer, self.parameters, self.scaler)
+        if math.isfinite(norm):
             if self.average is not None:
                 self.average.update(self._weights())
-            return {**values, "grad_norm": report.norm}
+            return {**values, "grad_norm": norm}
         if (lowered := loss_scale(self.scaler)) < scale:
             logger.info("step %d: infinite gradients, loss scale %g -> %g", self.step, scale, lowered)
         else:  # there is no scaler, or no smaller scale
