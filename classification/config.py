@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -191,50 +191,54 @@ class Config:
         return VARIANTS[self.model.variant].crop_pct
 
 
-_LEAST = {
-    0: "data.workers augment.color_jitter mix.mixup mix.cutmix optimizer.lr optimizer.weight_decay "
-    "schedule.warmup_epochs schedule.warmup_lr schedule.min_lr run.seed run.skip_nonfinite",
-    1: "data.batch_size data.eval_batch_size data.repeats optimizer.lr_batch optimizer.accumulate schedule.epochs "
-    "run.log_every run.save_every run.evaluate_every run.keep",
-    2: "model.num_classes",
-    32: "data.input_size",
-}
-_SHARES = (
-    "data.max_broken data.crop_pct augment.flip augment.erase mix.probability mix.switch mix.smoothing "
-    "distillation.alpha ema.decay model.drop_path_rate"
+_ALLOWED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "data.workers augment.color_jitter mix.mixup mix.cutmix optimizer.lr optimizer.weight_decay "
+        "schedule.warmup_epochs schedule.warmup_lr schedule.min_lr run.seed run.skip_nonfinite",
+        lambda value: value >= 0,
+        "a value of at least 0",
+    ),
+    (
+        "data.batch_size data.eval_batch_size data.repeats optimizer.lr_batch optimizer.accumulate schedule.epochs "
+        "run.log_every run.save_every run.evaluate_every run.keep",
+        lambda value: value >= 1,
+        "a value of at least 1",
+    ),
+    ("model.num_classes", lambda value: value >= 2, "a value of at least 2"),
+    ("data.input_size", lambda value: value >= 32, "a value of at least 32"),
+    (
+        "data.max_broken augment.flip augment.erase mix.probability mix.switch distillation.alpha",
+        lambda value: 0 <= value <= 1,
+        "a value from 0 to 1",
+    ),
+    ("data.crop_pct", lambda value: 0 < value <= 1, "a positive number up to 1"),
+    (
+        "mix.smoothing ema.decay model.drop_path_rate",
+        lambda value: 0 <= value < 1,
+        "a number from 0 up to, but not including, 1",
+    ),
+    ("distillation.tau optimizer.clip_norm optimizer.layer_decay", lambda value: value > 0, "a positive number"),
+    ("augment.scale augment.ratio mix.cutmix_minmax", lambda value: len(value) == 2, "2 numbers"),
+    ("data.mean data.std", lambda value: len(value) == 3, "3 numbers"),
 )
-_BELOW_ONE = ("mix.smoothing", "ema.decay", "model.drop_path_rate")
-_POSITIVE = ("distillation.tau", "optimizer.clip_norm", "optimizer.layer_decay", "data.crop_pct")
-_LENGTHS = {"augment.scale": 2, "augment.ratio": 2, "mix.cutmix_minmax": 2, "data.mean": 3, "data.std": 3}
+"""Keys, which of their values make sense, and that in words. A value that may be None always may."""
 
 
 def _check(config: Config) -> None:
-    def given(keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        for key in keys:
+    def given(keys: str) -> Iterator[tuple[str, Any]]:
+        for key in keys.split():
             section, _, name = key.partition(".")
             if (value := getattr(getattr(config, section), name)) is not None:
                 yield key, value
 
     if config.model.variant not in VARIANTS:
         raise ValueError(f"model.variant is {config.model.variant!r}; choose from {', '.join(VARIANTS)}")
-    if len(list(given(("model.depths", "model.embed_dims", "model.mlp_ratios")))) not in (0, 3):
+    if len(list(given("model.depths model.embed_dims model.mlp_ratios"))) not in (0, 3):
         raise ValueError("model.depths, model.embed_dims and model.mlp_ratios go together: give all three or none")
-    for least, keys in _LEAST.items():
-        for key, value in given(keys.split()):
-            if value < least:
-                raise ValueError(f"{key} is {value!r}; it takes a value of at least {least}")
-    for key, value in given(_SHARES.split()):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{key} is {value!r}; it takes a value from 0 to 1")
-    for key, value in given(_BELOW_ONE):
-        if value == 1:
-            raise ValueError(f"{key} is 1; it takes a number from 0 up to, but not including, 1")
-    for key, value in given(_POSITIVE):
-        if value <= 0:
-            raise ValueError(f"{key} is {value!r}; it takes a positive number")
-    for key, value in given(_LENGTHS):
-        if len(value) != _LENGTHS[key]:
-            raise ValueError(f"{key} is {list(value)!r}; it takes {_LENGTHS[key]} numbers")
+    for keys, allowed, words in _ALLOWED:
+        for key, value in given(keys):
+            if not allowed(value):
+                raise ValueError(f"{key} is {value!r}; it takes {words}")
     schedule = config.schedule
     if schedule.warmup_epochs >= schedule.epochs:
         raise ValueError(

@@ -52,10 +52,7 @@ def read_list(root: str | os.PathLike, path: str | os.PathLike, *, num_classes: 
     Names may contain spaces. Errors name the line.
     """
     names, labels = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        line = line.strip()
-        if not line:
-            continue
+    for number, line in _lines(path):
         name, _, label = line.rpartition(" ")
         if num_classes is None:
             names.append(name.strip() if name and label.isdigit() else line)
@@ -73,13 +70,18 @@ def read_list(root: str | os.PathLike, path: str | os.PathLike, *, num_classes: 
     return Samples(Path(root), tuple(names), tuple(labels))
 
 
+def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """Number and content of the lines that are not blank."""
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
 def read_class_map(path: str | os.PathLike) -> dict[str, int]:
     """`n01440764 0` a line -> {synset: class index}."""
     pairs = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in _lines(path):
         words = line.split()
-        if not words:
-            continue
         if len(words) < 2 or not words[1].isdigit() or words[0] in pairs:
             raise ValueError(f"{path}, line {number}: {line!r} is no `synset index`, each synset once")
         pairs[words[0]] = int(words[1])
@@ -165,13 +167,11 @@ class EvalDataset(paddle.io.Dataset):
         self.samples, self.transform = samples, transform
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.int64, np.int64, np.int64]:
-        label = np.int64(self.samples.labels[index])
         try:
-            array = self.transform(read_rgb(self.samples.path(index)))
+            array, broken = self.transform(read_rgb(self.samples.path(index))), 0
         except UNREADABLE:
-            array = np.zeros((3, self.transform.size, self.transform.size), np.float32)
-            return array, label, np.int64(index), np.int64(1)
-        return array, label, np.int64(index), np.int64(0)
+            array, broken = np.zeros((3, self.transform.size, self.transform.size), np.float32), 1
+        return array, np.int64(self.samples.labels[index]), np.int64(index), np.int64(broken)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -28,14 +28,6 @@ def _lr(value: float) -> dict[str, Any]:
     }
 
 
-def _epochs(value: int) -> dict[str, Any]:
-    return {"schedule.epochs": value, "schedule.warmup_epochs": min(5.0, value / 10)}
-
-
-def _amp(value: bool) -> dict[str, Any]:
-    return {"amp.dtype": "float16" if value else "none"}
-
-
 Flags = Mapping[str, tuple[Callable[[str], Any], str | Callable[[Any], Mapping[str, Any]], str]]
 """Flag -> how its text is read, the key that it sets or a function that gives keys and values, its help."""
 
@@ -55,7 +47,11 @@ TRAIN: Flags = {
     **_SHARED,
     "--train-data-dir": (str, "data.train_images", "folder of the training images"),
     "--train-txt-path": (str, "data.train_list", "list of the training images, `name label` a line"),
-    "--epochs": (int, _epochs, "epochs; the warm-up is a tenth of them, at most 5"),
+    "--epochs": (
+        int,
+        lambda value: {"schedule.epochs": value, "schedule.warmup_epochs": min(5.0, value / 10)},
+        "epochs; the warm-up is a tenth of them, at most 5",
+    ),
     "--lr": (float, _lr, "learning rate at a global batch of 512; lowers the schedule's ends with it"),
     "--weight-decay": (float, "optimizer.weight_decay", "of all but norms and biases"),
     "--clip-grad": (float, "optimizer.clip_norm", "largest global gradient norm"),
@@ -70,7 +66,11 @@ TRAIN: Flags = {
     "--distillation-tau": (float, "distillation.tau", "temperature"),
     "--teacher-model": (str, "distillation.teacher", "name of the teacher, or path of an exported model"),
     "--teacher-pretrained": (str, "distillation.teacher_weights", "weights file of the teacher"),
-    "--is_amp": (boolean, _amp, "True: mixed precision in float16"),
+    "--is_amp": (
+        boolean,
+        lambda value: {"amp.dtype": "float16" if value else "none"},
+        "True: mixed precision in float16",
+    ),
     "--is_distributed": (boolean, "run.distributed", "False refuses to be one of several processes"),
     "--output_dir": (str, "run.output", "folder of the run"),
 }

@@ -25,9 +25,6 @@ class Mix:
     cut: np.ndarray
     boxes: np.ndarray
 
-    def describe(self) -> dict[str, list]:
-        return {"lam": self.lam.tolist(), "cut": self.cut.tolist(), "boxes": self.boxes.tolist()}
-
 
 def draw_mix(count: int, height: int, width: int, config: MixConfig, rng: np.random.Generator) -> Mix | None:
     """A batch's mix, or None where nothing is mixed. CutMix's `lam` is the share of pixels that stay, also where the
@@ -51,12 +48,8 @@ def draw_mix(count: int, height: int, width: int, config: MixConfig, rng: np.ran
         lam[n] = 1 - box_area(boxes[n]) / (height * width)
     if (lam == 1).all() and not cut.any():
         return None
-    if config.mode == "batch":
-        chosen = np.zeros(count, np.int64)
-    elif config.mode == "pair":
-        chosen = np.minimum(np.arange(count), np.arange(count)[::-1])
-    else:
-        chosen = np.arange(count)
+    samples = np.arange(count)
+    chosen = {"batch": 0 * samples, "pair": np.minimum(samples, samples[::-1]), "elem": samples}[config.mode]
     return Mix(lam[chosen], cut[chosen], boxes[chosen])
 
 

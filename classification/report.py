@@ -31,8 +31,9 @@ class RunLog:
     def __init__(self, folder: Path, *, enabled: bool, visualdl: bool = False):
         self.path = folder / "log.jsonl"
         self.enabled = enabled
-        if enabled:
-            _end_last_line(self.path)
+        if enabled and self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
+            with self.path.open("ab") as file:
+                file.write(b"\n")  # a line that a kill cut short ends, so that the next one stands by itself
         self._writer: Any = None
         if enabled and visualdl:
             try:
@@ -50,13 +51,6 @@ class RunLog:
             for name, value in values.items():
                 if isinstance(value, (int, float)) and name != "step":
                     self._writer.add_scalar(f"{event}/{name}", value, int(values["step"]))
-
-
-def _end_last_line(path: Path) -> None:
-    """Ends a line that a kill cut short, so that the next one stands by itself."""
-    if path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -74,12 +74,10 @@ class Plan:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def micro_batches(
-        self, first_step: int, rank: int, last_step: int | None = None
-    ) -> Iterator[list[tuple[int, int, int]]]:
+    def micro_batches(self, first_step: int, rank: int) -> Iterator[list[tuple[int, int, int]]]:
         """From `first_step` on, the samples of each micro-batch of process `rank`: keys (epoch, index, repetition)."""
         epoch, order = -1, np.empty((0, 2), np.int64)
-        for step in range(first_step, self.total_steps if last_step is None else last_step):
+        for step in range(first_step, self.total_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = epoch_order(self.samples, self.repeats, seed=self.seed, epoch=epoch)

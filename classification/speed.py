@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import paddle
@@ -24,9 +25,9 @@ def measure_speed(config: Config, *, steps: int) -> dict[str, float | str]:
     """Images per second of the training step on random images and, with `data.train_images`, of reading alone; of one
     process, after some steps that do not count."""
     result: dict[str, float | str] = {"device": paddle.get_device(), "batch_size": config.data.batch_size}
-    result["training_images_per_second"] = round(_training_speed(config, steps), 2)
+    result["training_images_per_second"] = _training_speed(config, steps)
     if config.data.train_images:
-        result["reading_images_per_second"] = round(_reading_speed(config, steps), 2)
+        result["reading_images_per_second"] = _reading_speed(config, steps)
         result["workers"] = config.data.workers
     return result
 
@@ -41,16 +42,14 @@ def _training_speed(config: Config, steps: int) -> float:
     targets = smooth_one_hot(labels, classes, config.mix.smoothing)
     alone = replace(config.distillation, type="none")
     model.train()
-    since = 0.0
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP:
-            since = time.perf_counter()
+
+    def step() -> None:
         with precision.autocast():
             logits = model(images)
-        loss = training_losses(logits, targets, None, alone)["loss"]
-        precision.scaler.scale(loss).backward()
+        precision.scaler.scale(training_losses(logits, targets, None, alone)["loss"]).backward()
         take_step(optimizer, parameters, precision.scaler)
-    return batch * steps / (time.perf_counter() - since)
+
+    return _per_second(step, batch, steps)
 
 
 def _reading_speed(config: Config, steps: int) -> float:
@@ -61,9 +60,13 @@ def _reading_speed(config: Config, steps: int) -> float:
     plan = Plan(len(samples), epochs, batch, repeats=data.repeats, seed=config.run.seed)
     dataset = TrainDataset(samples, TrainTransform(config.augment, data), seed=config.run.seed)
     loader = train_loader(dataset, plan, rank=0, first_step=0, workers=data.workers)
+    return _per_second(lambda: next(loader), batch, steps)
+
+
+def _per_second(step: Callable[[], object], images: int, steps: int) -> float:
     for _ in range(WARM_UP):
-        next(loader)
+        step()
     since = time.perf_counter()
     for _ in range(steps):
-        next(loader)
-    return batch * steps / (time.perf_counter() - since)
+        step()
+    return round(images * steps / (time.perf_counter() - since), 2)

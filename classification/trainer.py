@@ -211,7 +211,7 @@ class Trainer:
                 "images": [self.samples.names[int(index)] for index in indices.numpy()],
                 "labels": labels.tolist(),
                 "keys": {"epoch": self.step // self.plan.steps_per_epoch, "forward": position},
-                "mix": None if mix is None else mix.describe(),
+                "mix": None if mix is None else {name: array.tolist() for name, array in vars(mix).items()},
                 "pixel_range": [float(images.min()), float(images.max())],
             }
             for position, ((images, labels, indices, _), mix) in enumerate(zip(batches, mixes))
