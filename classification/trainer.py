@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from cyclemlp_backbones import write_checkpoint
+from cyclemlp_backbones import load_weights, write_checkpoint
 
 from . import run_state
 from .augment import TrainTransform
@@ -308,9 +308,7 @@ class Trainer:
         saved = run_state.read_run_state(path)
         samples = self.samples.fingerprint()
         run_state.check_same_run(saved, self.config, processes=self.world.size, samples=samples, path=path)
-        state, arrays = self.model.state_dict(), saved.part("model")
-        for name, tensor in state.items():
-            tensor.set_value(paddle.to_tensor(arrays[name]).astype(tensor.dtype))
+        load_weights(self.model, saved.part("model"), layout="paddle")
         run_state.restore_optimizer(self.optimizer, self._names, saved.part("optimizer"), saved.part("master"))
         if self.average is not None:
             self.average.load(saved.part("ema"))
