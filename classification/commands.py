@@ -19,8 +19,6 @@ from .flags import EVAL, TRAIN, Flags, add_flags, flag_settings
 if TYPE_CHECKING:
     from .distributed import World
 
-_GO_ON = {"train": "; the same command with --resume auto goes on from the last run state"}
-
 
 def main(argv: Sequence[str], *, prog: str = "classification") -> int:
     """Runs one command; 0, or 1 after a message for what the user can set right, 2 for a wrong command line, 130 for an
@@ -44,7 +42,10 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
         from .distributed import leave_if_several
 
         if is_interrupt(error):
-            status, message = 130, f"{prog}: interrupted{_GO_ON.get(command, '')}\n"
+            go_on = (
+                "; the same command with --resume auto goes on from the last run state" if command == "train" else ""
+            )
+            status, message = 130, f"{prog}: interrupted{go_on}\n"
         elif isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
             status, message = 1, f"{prog}: error: {error}\n"
         else:

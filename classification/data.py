@@ -16,8 +16,7 @@ from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
 from .augment import EvalTransform, TrainTransform
 from .config import Config
-from .schedule import Plan
-from .seeding import SAMPLE, generator
+from .schedule import SAMPLE, Plan, generator
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 NO_LABEL = -1

@@ -45,8 +45,4 @@ def training_losses(
         distillation = soft_distillation(logits, teacher_logits, config.tau, direction=config.direction)
     else:
         distillation = hard_distillation(logits, teacher_logits)
-    return {
-        "loss": task * (1 - config.alpha) + distillation * config.alpha,
-        "task": task,
-        "distillation": distillation,
-    }
+    return {"loss": task * (1 - config.alpha) + distillation * config.alpha, "task": task, "distillation": distillation}

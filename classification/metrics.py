@@ -33,8 +33,7 @@ class Evaluation:
     broken: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, float]:
-        numbers = asdict(self)
-        return {**numbers, "broken": len(self.broken)}
+        return {**asdict(self), "broken": len(self.broken)}
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> tuple[int, int]:

@@ -45,7 +45,8 @@ def draw_mix(count: int, height: int, width: int, config: MixConfig, rng: np.ran
             boxes[n] = minmax_box(height, width, config.cutmix_minmax, rng)
         else:
             boxes[n] = cutmix_box(height, width, rng.beta(config.cutmix, config.cutmix), rng)
-        lam[n] = 1 - box_area(boxes[n]) / (height * width)
+        top, bottom, left, right = boxes[n]
+        lam[n] = 1 - (bottom - top) * (right - left) / (height * width)
     if (lam == 1).all() and not cut.any():
         return None
     samples = np.arange(count)
@@ -68,11 +69,6 @@ def minmax_box(
     h, w = (int(rng.integers(int(size * minmax[0]), int(size * minmax[1]) + 1)) for size in (height, width))
     top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
     return top, top + h, left, left + w
-
-
-def box_area(box: tuple[int, ...] | np.ndarray) -> int:
-    top, bottom, left, right = (int(side) for side in box)
-    return (bottom - top) * (right - left)
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:

@@ -1,4 +1,4 @@
-"""The learning rate and the order of samples, both as functions of the step alone."""
+"""The learning rate, the order of samples and all random choices, as functions of the step and the seed alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .seeding import ORDER, generator
+ORDER, SAMPLE, MIX, FORWARD = range(1, 5)
+"""What a choice is for: the order of an epoch, one sample's augmentation, mixup, a forward pass (drop path)."""
+
+
+def generator(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
+    """A fresh generator for the choice that `purpose` and `numbers` (epoch, index, step, rank …) name."""
+    return np.random.default_rng([seed, purpose, *numbers])
+
+
+def integer_seed(seed: int, purpose: int, *numbers: int) -> int:
+    """A 32-bit seed for a library's own generator."""
+    return int(np.random.SeedSequence([seed, purpose, *numbers]).generate_state(1)[0])
 
 
 def learning_rate(

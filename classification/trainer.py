@@ -30,8 +30,7 @@ from .optim import build_optimizer, take_step
 from .precision import Precision, loss_scale, restore_scaler, scaler_state
 from .report import Meter, RunLog, as_time, draw_curves, write_description, write_json
 from .run_state import RunState
-from .schedule import Plan, learning_rate
-from .seeding import FORWARD, MIX, generator, integer_seed
+from .schedule import FORWARD, MIX, Plan, generator, integer_seed, learning_rate
 from .student import build_student, load_pretrained
 from .teacher import Teacher, build_teacher
 
