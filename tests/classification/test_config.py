@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,26 @@ def test_a_base_is_changed_key_by_key(tmp_path):
     (tmp_path / "base.yml").write_text("_base_: child.yml\n")
     with pytest.raises(ValueError, match="leads back to itself"):
         load_config(str(tmp_path / "child.yml"))
+
+
+def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
+    for text, message in (
+        ("epochs: 3", "unknown key 'epochs'; did you mean schedule.epochs?"),
+        ("data: 3", "data is 3; it takes a mapping of keys"),
+        ("mix: {cutmix_minmax: 1}", "mix.cutmix_minmax is 1; it takes a list"),
+    ):
+        (tmp_path / "config.yml").write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_config(str(tmp_path / "config.yml"))
+
+
+def test_the_name_of_a_configuration_that_ships_is_enough(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("cyclemlp_b2.yml").model.variant == "b2"
+    (tmp_path / "cyclemlp_b2.yml").write_text("model: {variant: b3}\n")
+    assert load_config("cyclemlp_b2.yml").model.variant == "b3"  # one's own comes first
+    with pytest.raises(FileNotFoundError, match=r"no configuration .*cyclemlp_b9\.yml; did you mean cyclemlp_b"):
+        load_config("cyclemlp_b9.yml")
 
 
 def test_the_written_configuration_reads_back():

@@ -82,7 +82,7 @@ def test_switching_and_probability():
 def test_minmax_boxes_keep_their_sides():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        top, bottom, left, right = box = minmax_box(40, 20, (0.25, 0.5), rng)
+        top, bottom, left, right = minmax_box(40, 20, (0.25, 0.5), rng)
         assert 10 <= bottom - top <= 20
         assert 5 <= right - left <= 10
         assert min(top, left) >= 0
