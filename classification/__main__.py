@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import zlib  # noqa: F401  before paddle, see cyclemlp_backbones
 
-from classification.commands import main
+from .commands import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], prog="python -m classification"))

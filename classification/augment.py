@@ -9,23 +9,32 @@ import paddle.vision.transforms.functional as F
 from paddle.vision.transforms import functional_pil
 from PIL import Image
 
-from classification.config import AugmentConfig, DataConfig
-from classification.policies import parse_policy
+from cyclemlp_backbones.pictures import normalise
+
+from .config import AugmentConfig, DataConfig
+from .policies import parse_policy
 
 _TRIES = 10
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_RATIO = (0.3, 1 / 0.3)
 
 
+def _random_sides(
+    area: int, rng: np.random.Generator, *, scale: tuple[float, ...], ratio: tuple[float, ...]
+) -> tuple[int, int]:
+    """Width and height of a random box: its share of `area` from `scale`, its width / height log-uniform in `ratio`."""
+    target = area * rng.uniform(scale[0], scale[1])
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+
+
 def random_resized_crop_box(
     width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, ...], ratio: tuple[float, ...]
 ) -> tuple[int, int, int, int]:
-    """A random box (top, left, height, width): its share of the area from `scale`, its width / height from `ratio`,
-    log-uniform (Szegedy et al., 2015). After ten boxes that do not fit, the central one with the nearest ratio."""
+    """A random box (top, left, height, width) (Szegedy et al., 2015). After ten boxes that do not fit, the central one
+    with the nearest ratio."""
     for _ in range(_TRIES):
-        area = width * height * rng.uniform(scale[0], scale[1])
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w, h = _random_sides(width * height, rng, scale=scale, ratio=ratio)
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     aspect = min(max(width / height, ratio[0]), ratio[1])
@@ -48,23 +57,11 @@ def random_erasing(array: np.ndarray, probability: float, rng: np.random.Generat
         return array
     channels, height, width = array.shape
     for _ in range(_TRIES):
-        area = height * width * rng.uniform(*_ERASED_AREA)
-        aspect = math.exp(rng.uniform(math.log(_ERASED_RATIO[0]), math.log(_ERASED_RATIO[1])))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        h, w = _random_sides(height * width, rng, scale=_ERASED_AREA, ratio=_ERASED_RATIO)
         if 0 < h < height and 0 < w < width:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
             array[:, top : top + h, left : left + w] = rng.standard_normal((channels, h, w), dtype=np.float32)
             break
-    return array
-
-
-def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """An RGB picture as float32 [3, H, W]: (value / 255 - mean) / std."""
-    array = np.empty((3, image.height, image.width), np.float32)
-    for plane, band, centre, deviation in zip(array, image.split(), mean, std):  # contiguous planes: no transposition
-        np.divide(np.asarray(band), np.float32(255), out=plane)
-        plane -= np.float32(centre)
-        plane /= np.float32(deviation)
     return array
 
 
@@ -87,7 +84,7 @@ class TrainTransform:
             image = self.policy(image, rng)
         if augment.color_jitter > 0:
             image = color_jitter(image, augment.color_jitter, rng)
-        return random_erasing(normalised(image, self.mean, self.std), augment.erase, rng)
+        return random_erasing(normalise(np.asarray(image), self.mean, self.std), augment.erase, rng)
 
 
 class EvalTransform:
@@ -99,4 +96,4 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         image = F.resize(image, self.resized, self.interpolation)
-        return normalised(F.center_crop(image, self.size), self.mean, self.std)
+        return normalise(np.asarray(F.center_crop(image, self.size)), self.mean, self.std)

@@ -1,164 +1,149 @@
-"""The program's commands."""
+"""The program's commands: arguments in, a call of the program's modules out."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from classification.config import Config
-from classification.config_files import load_config, parse_setting
-from classification.flags import SHARED, TRAIN, add_flags, flag_settings
 from cyclemlp_backbones.interrupts import is_interrupt
 
-_GO_ON = {"train": "; the same command with --resume auto goes on from the last checkpoint"}
+from .config import Config
+from .config_files import load_config, parse_setting
+from .flags import EVAL, TRAIN, Flags, add_flags, flag_settings
+
+if TYPE_CHECKING:
+    from .distributed import World
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], *, prog: str = "classification") -> int:
     """Runs one command; 0, or 1 after a message for what the user can set right, 2 for a wrong command line, 130 for an
-    interrupt."""
-    commands: Mapping[str, Callable[[Sequence[str]], None]] = {
+    interrupt. `prog` is how messages call the program."""
+    commands: Mapping[str, Callable[[Sequence[str], str], None]] = {
         "train": train,
         "eval": evaluate,
         "predict": predict,
         "lists": lists,
         "benchmark": benchmark,
     }
-    if not argv or argv[0] not in commands:
-        names = " | ".join(commands)
-        sys.stderr.write(f"usage: python -m classification {names} … (each with --help)\n")
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    command = argv[0] if argv else ""
+    if command not in commands:
+        asked = command in ("-h", "--help")
+        (sys.stdout if asked else sys.stderr).write(f"usage: {prog} {'|'.join(commands)} … (each with --help)\n")
+        return 0 if asked else 2
+    prog = f"{prog} {command}"
     try:
-        commands[argv[0]](argv[1:])
+        commands[command](argv[1:], prog)
     except (Exception, KeyboardInterrupt) as error:
+        from .distributed import leave_if_several
+
         if is_interrupt(error):
-            status, message = 130, f"classification {argv[0]}: interrupted{_GO_ON.get(argv[0], '')}\n"
+            go_on = (
+                "; the same command with --resume auto goes on from the last run state" if command == "train" else ""
+            )
+            status, message = 130, f"{prog}: interrupted{go_on}\n"
         elif isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
-            status, message = 1, f"classification {argv[0]}: error: {error}\n"
+            status, message = 1, f"{prog}: error: {error}\n"
         else:
-            _leave_if_several(1, traceback.format_exc())
+            leave_if_several(1, traceback.format_exc())
             raise
         sys.stderr.write(message)
-        _leave_if_several(status, "")
+        leave_if_several(status, "")
         return status
     return 0
 
 
-def _leave_if_several(status: int, message: str) -> None:
-    from classification.distributed import leave_if_several
-
-    leave_if_several(status, message)
-
-
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"classification {command}", description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML file; without it, the paper's recipe for B1")
+def _parser(prog: str, description: str, flags: Flags) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file, or the name of one that ships; without it, the recipe for B1"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="changes one setting")
+    add_flags(parser, flags)
     return parser
 
 
-def _config(arguments: argparse.Namespace, flags: Any, first: Sequence[tuple[str, Any]] = ()) -> Config:
-    settings = [*first, *flag_settings(arguments, flags), *map(parse_setting, arguments.set)]
-    return load_config(arguments.config, settings)
+def _config(arguments: argparse.Namespace, flags: Flags) -> Config:
+    return load_config(arguments.config, [*flag_settings(arguments, flags), *map(parse_setting, arguments.set)])
 
 
-def train_config(argv: Sequence[str]) -> Config:
-    """The configuration that the arguments of `train` mean."""
-    parser = _parser("train", "Trains a classifier.")
-    parser.add_argument("--resume", metavar="auto|FILE", help="goes on from a checkpoint (run.resume)")
-    add_flags(parser, TRAIN)
-    arguments = parser.parse_args(argv)
-    resume = [("run.resume", arguments.resume)] if arguments.resume else []
-    return _config(arguments, TRAIN, resume)
-
-
-def train(argv: Sequence[str]) -> None:
-    config = train_config(argv)
-    from classification.distributed import join
-    from classification.report import configure_logging
-    from classification.trainer import Trainer
+def _join(config: Config) -> World:
+    from .distributed import join
+    from .report import configure_logging
 
     world = join(config.run.device, distributed=config.run.distributed)
     configure_logging(world.rank)
+    return world
+
+
+def train_config(argv: Sequence[str], prog: str = "classification train") -> Config:
+    """The configuration that the arguments of `train` mean."""
+    return _config(_parser(prog, "Trains a classifier.", TRAIN).parse_args(argv), TRAIN)
+
+
+def train(argv: Sequence[str], prog: str) -> None:
+    config = train_config(argv, prog)
+    world = _join(config)
+    from .trainer import Trainer
+
     report = Trainer(config, world, argv=["train", *argv]).run()
     if world.is_main:
         sys.stdout.write(json.dumps(report) + "\n")
 
 
-def _evaluation_parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = _parser(command, description)
-    parser.add_argument("--weights", metavar="FILE", help="weights file, or published (model.pretrained)")
-    add_flags(parser, SHARED)
-    return parser
-
-
 def _evaluation_config(arguments: argparse.Namespace) -> Config:
-    config = _config(arguments, SHARED)
-    if arguments.weights:
-        settings = [*flag_settings(arguments, SHARED), *map(parse_setting, arguments.set)]
-        config = load_config(arguments.config, [*settings, ("model.pretrained", arguments.weights)])
+    config = _config(arguments, EVAL)
     if not config.model.pretrained:
         raise ValueError("there are no weights: give --weights FILE or --model-pretrained FILE")
     return config
 
 
-def evaluate(argv: Sequence[str]) -> None:
-    arguments = _evaluation_parser("eval", "Top-1 and top-5 accuracy of a weights file.").parse_args(argv)
-    config = _evaluation_config(arguments)
-    from classification.distributed import join
-    from classification.inference import evaluate_weights
-    from classification.report import configure_logging
+def evaluate(argv: Sequence[str], prog: str) -> None:
+    config = _evaluation_config(_parser(prog, "Top-1 and top-5 accuracy of a weights file.", EVAL).parse_args(argv))
+    world = _join(config)
+    from .inference import evaluate_weights
 
-    world = join(config.run.device, distributed=config.run.distributed)
-    configure_logging(world.rank)
     result = evaluate_weights(config, world)
     if world.is_main:
         sys.stdout.write(json.dumps(result.as_dict()) + "\n")
 
 
-def predict(argv: Sequence[str]) -> None:
-    parser = _evaluation_parser("predict", "The likeliest classes of the images of a list, or of a folder.")
+def predict(argv: Sequence[str], prog: str) -> None:
+    parser = _parser(prog, "The likeliest classes of the images of a list, or of a folder.", EVAL)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (%(default)s)")
     parser.add_argument("--output", metavar="FILE", help="CSV file (standard output)")
     arguments = parser.parse_args(argv)
     config = _evaluation_config(arguments)
-    from classification.distributed import join
-    from classification.inference import predict_list
-    from classification.report import configure_logging
-
-    world = join(config.run.device, distributed=config.run.distributed)
-    configure_logging(world.rank)
-    if not world.is_main:
+    if not _join(config).is_main:
         return  # one process predicts for all
-    if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8", newline="") as file:
-            predict_list(config, file, top=arguments.top)
-    else:
-        predict_list(config, sys.stdout, top=arguments.top)
+    from .inference import predict_list
+
+    with contextlib.ExitStack() as stack:
+        file = sys.stdout
+        if arguments.output:
+            file = stack.enter_context(open(arguments.output, "w", encoding="utf-8", newline=""))
+        predict_list(config, file, top=arguments.top)
 
 
-def lists(argv: Sequence[str]) -> None:
-    from classification.lists import add_arguments, write_lists
+def lists(argv: Sequence[str], prog: str) -> None:
+    from .lists import add_arguments, write_lists
 
-    parser = argparse.ArgumentParser(prog="classification lists", description="Writes train.txt and val.txt.")
+    parser = argparse.ArgumentParser(prog=prog, description="Writes train.txt and val.txt.")
     add_arguments(parser)
     for line in write_lists(parser.parse_args(argv)):
         sys.stdout.write(line + "\n")
 
 
-def benchmark(argv: Sequence[str]) -> None:
-    parser = _parser("benchmark", "Images per second of reading and of training, apart.")
+def benchmark(argv: Sequence[str], prog: str) -> None:
+    parser = _parser(prog, "Images per second of reading and of training, apart.", TRAIN)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="measured steps (%(default)s)")
-    add_flags(parser, TRAIN)
     arguments = parser.parse_args(argv)
     config = _config(arguments, TRAIN)
-    from classification.benchmark import run_benchmark
-    from classification.distributed import join
-    from classification.report import configure_logging
+    _join(config)
+    from .speed import measure_speed
 
-    join(config.run.device)
-    configure_logging()
-    sys.stdout.write(json.dumps(run_benchmark(config, steps=arguments.steps), indent=1) + "\n")
+    sys.stdout.write(json.dumps(measure_speed(config, steps=arguments.steps), indent=1) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from cyclemlp_backbones import VARIANTS
 
@@ -31,7 +32,8 @@ class ModelConfig:
 class DataConfig:
     """Folders of images and their lists; without a list, one folder per class, in the order of their names, or by
     `class_map` (`synset index` a line). `crop_pct` None is the variant's. `batch_size` counts images of one process and
-    one forward. `repeats` is repeated augmentation. `max_broken`: share of unreadable images above which the run fails.
+    one micro-batch. `repeats` is repeated augmentation. `max_broken`: share of unreadable images above which the run
+    fails.
     """
 
     train_images: str | None = None
@@ -98,7 +100,7 @@ class DistillationConfig:
 class OptimizerConfig:
     """AdamW. The peak learning rate is `lr * global batch / lr_batch`. `clip_norm` clips the global norm, None is off.
     `layer_decay` multiplies the rate by itself once per block from the head down, None is off.
-    `accumulate`: forwards per step.
+    `accumulate`: micro-batches per step.
     """
 
     lr: float = 5e-4
@@ -140,8 +142,8 @@ class AmpConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """`save_every`: steps between checkpoints, None saves at the ends of epochs only. `evaluate_every`: epochs.
-    `keep`: checkpoints besides the best. `resume`: None, "auto" (the newest in `output`) or a checkpoint's path.
+    """`save_every`: steps between run states, None saves at the ends of epochs only. `evaluate_every`: epochs.
+    `keep`: run states besides the best. `resume`: None, "auto" (the newest in `output`) or a run state's path.
     `skip_nonfinite`: steps with a loss that is not finite that may be skipped before the run stops.
     `distributed`: False refuses to be one of several processes.
     """
@@ -189,78 +191,54 @@ class Config:
         return VARIANTS[self.model.variant].crop_pct
 
 
+_ALLOWED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "data.workers augment.color_jitter mix.mixup mix.cutmix optimizer.lr optimizer.weight_decay "
+        "schedule.warmup_epochs schedule.warmup_lr schedule.min_lr run.seed run.skip_nonfinite",
+        lambda value: value >= 0,
+        "a value of at least 0",
+    ),
+    (
+        "data.batch_size data.eval_batch_size data.repeats optimizer.lr_batch optimizer.accumulate schedule.epochs "
+        "run.log_every run.save_every run.evaluate_every run.keep",
+        lambda value: value >= 1,
+        "a value of at least 1",
+    ),
+    ("model.num_classes", lambda value: value >= 2, "a value of at least 2"),
+    ("data.input_size", lambda value: value >= 32, "a value of at least 32"),
+    (
+        "data.max_broken augment.flip augment.erase mix.probability mix.switch distillation.alpha",
+        lambda value: 0 <= value <= 1,
+        "a value from 0 to 1",
+    ),
+    ("data.crop_pct", lambda value: 0 < value <= 1, "a positive number up to 1"),
+    (
+        "mix.smoothing ema.decay model.drop_path_rate",
+        lambda value: 0 <= value < 1,
+        "a number from 0 up to, but not including, 1",
+    ),
+    ("distillation.tau optimizer.clip_norm optimizer.layer_decay", lambda value: value > 0, "a positive number"),
+    ("augment.scale augment.ratio mix.cutmix_minmax", lambda value: len(value) == 2, "2 numbers"),
+    ("data.mean data.std", lambda value: len(value) == 3, "3 numbers"),
+)
+"""Keys, which of their values make sense, and that in words. A value that may be None always may."""
+
+
 def _check(config: Config) -> None:
-    model, data, mix = config.model, config.data, config.mix
-    if model.variant not in VARIANTS:
-        raise ValueError(f"model.variant is {model.variant!r}; choose from {', '.join(VARIANTS)}")
-    sizes = [model.depths, model.embed_dims, model.mlp_ratios]
-    if any(size is None for size in sizes) and any(size is not None for size in sizes):
+    def given(keys: str) -> Iterator[tuple[str, Any]]:
+        for key in keys.split():
+            section, _, name = key.partition(".")
+            if (value := getattr(getattr(config, section), name)) is not None:
+                yield key, value
+
+    if config.model.variant not in VARIANTS:
+        raise ValueError(f"model.variant is {config.model.variant!r}; choose from {', '.join(VARIANTS)}")
+    if len(list(given("model.depths model.embed_dims model.mlp_ratios"))) not in (0, 3):
         raise ValueError("model.depths, model.embed_dims and model.mlp_ratios go together: give all three or none")
-    _range("model.num_classes", model.num_classes, 2)
-    _range("data.input_size", data.input_size, 32)
-    for key, value, least in (
-        ("data.batch_size", data.batch_size, 1),
-        ("data.workers", data.workers, 0),
-        ("data.repeats", data.repeats, 1),
-        ("optimizer.lr_batch", config.optimizer.lr_batch, 1),
-        ("optimizer.accumulate", config.optimizer.accumulate, 1),
-        ("schedule.epochs", config.schedule.epochs, 1),
-        ("run.keep", config.run.keep, 1),
-        ("run.log_every", config.run.log_every, 1),
-        ("run.evaluate_every", config.run.evaluate_every, 1),
-        ("run.skip_nonfinite", config.run.skip_nonfinite, 0),
-        ("run.seed", config.run.seed, 0),
-    ):
-        _range(key, value, least)
-    for key, optional in (("data.eval_batch_size", data.eval_batch_size), ("run.save_every", config.run.save_every)):
-        if optional is not None:
-            _range(key, optional, 1)
-    for key, share in (
-        ("data.max_broken", data.max_broken),
-        ("augment.flip", config.augment.flip),
-        ("augment.erase", config.augment.erase),
-        ("mix.probability", mix.probability),
-        ("mix.switch", mix.switch),
-        ("distillation.alpha", config.distillation.alpha),
-    ):
-        _range(key, share, 0, 1)
-    for key, number in (
-        ("mix.mixup", mix.mixup),
-        ("mix.cutmix", mix.cutmix),
-        ("augment.color_jitter", config.augment.color_jitter),
-        ("optimizer.lr", config.optimizer.lr),
-        ("optimizer.weight_decay", config.optimizer.weight_decay),
-        ("schedule.warmup_epochs", config.schedule.warmup_epochs),
-        ("schedule.warmup_lr", config.schedule.warmup_lr),
-        ("schedule.min_lr", config.schedule.min_lr),
-    ):
-        _range(key, number, 0)
-    for key, below_one in (
-        ("mix.smoothing", mix.smoothing),
-        ("ema.decay", config.ema.decay),
-        ("model.drop_path_rate", model.drop_path_rate),
-    ):
-        _range(key, below_one, 0, 1)
-        if below_one == 1:
-            raise ValueError(f"{key} is 1; it takes a number from 0 up to, but not including, 1")
-    for key, positive in (
-        ("distillation.tau", config.distillation.tau),
-        ("optimizer.clip_norm", config.optimizer.clip_norm),
-        ("optimizer.layer_decay", config.optimizer.layer_decay),
-        ("data.crop_pct", data.crop_pct),
-    ):
-        if positive is not None and positive <= 0:
-            raise ValueError(f"{key} is {positive!r}; it takes a positive number")
-    _range("data.crop_pct", config.crop_pct, 0, 1)
-    for key, pair, length in (
-        ("augment.scale", config.augment.scale, 2),
-        ("augment.ratio", config.augment.ratio, 2),
-        ("mix.cutmix_minmax", mix.cutmix_minmax, 2),
-        ("data.mean", data.mean, 3),
-        ("data.std", data.std, 3),
-    ):
-        if pair is not None and len(pair) != length:
-            raise ValueError(f"{key} is {list(pair)!r}; it takes {length} numbers")
+    for keys, allowed, words in _ALLOWED:
+        for key, value in given(keys):
+            if not allowed(value):
+                raise ValueError(f"{key} is {value!r}; it takes {words}")
     schedule = config.schedule
     if schedule.warmup_epochs >= schedule.epochs:
         raise ValueError(
@@ -269,11 +247,3 @@ def _check(config: Config) -> None:
         )
     if config.distillation.type != "none" and not config.distillation.teacher:
         raise ValueError("distillation.teacher is empty; name the teacher, or set distillation.type to none")
-
-
-def _range(key: str, value: float, least: float, most: float | None = None) -> None:
-    if value < least or (most is not None and value > most):
-        raise ValueError(
-            f"{key} is {value!r}; it takes a value "
-            + (f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}")
-        )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-import types
-import typing
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import yaml
 
-from classification.config import Config
+from cyclemlp_backbones.checks import dataclass_from, existing_file
+
+from .config import Config
 
 BASE = "_base_"
+SHIPPED = Path(__file__).resolve().parent / "configs"
 
 RESUMABLE = (
     *(f"run.{key}" for key in ("resume", "output", "log_every", "save_every", "keep", "visualdl", "device")),
@@ -24,16 +24,19 @@ RESUMABLE = (
     *("run.evaluate_every", "run.skip_nonfinite", "run.distributed", "model.pretrained", "model.replace_head"),
     *("distillation.teacher_weights", "data.max_broken"),
 )
-"""Keys that may differ between a checkpoint and the run that resumes it: they do not change the weights."""
+"""Keys that may differ between a run state and the run that resumes it: they do not change the weights."""
 
 
 def load_config(path: str | None = None, overrides: Iterable[tuple[str, Any]] = ()) -> Config:
     """The configuration of a YAML file (None: the defaults) with `overrides`, pairs of "section.key" and value.
 
-    A file's `_base_` names another file, relative to it, that it changes. Unknown keys, wrong types and values that
-    make no sense are a ValueError that names the key.
+    A bare name that is no file here is a configuration that ships. A file's `_base_` names another file, relative to
+    it, that it changes. Unknown keys, wrong types and values that make no sense are a ValueError that names the key.
     """
-    tree = _read(Path(path)) if path else {}
+    tree: dict[str, Any] = {}
+    if path:
+        ships = Path(path).name == path and not Path(path).is_file()
+        tree = _read(existing_file(SHIPPED / path if ships else path, "configuration"))
     for key, value in overrides:
         section, _, name = key.partition(".")
         if not name:
@@ -42,7 +45,7 @@ def load_config(path: str | None = None, overrides: Iterable[tuple[str, Any]] = 
         if not isinstance(branch, dict):
             raise ValueError(f"{section} is {branch!r} in {path}; it takes a mapping of keys")
         branch[name] = value
-    return config_from_dict(tree)
+    return dataclass_from(Config, tree)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -53,26 +56,19 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return key.strip(), yaml.safe_load(value)
 
 
-def config_from_dict(tree: Mapping[str, Any]) -> Config:
-    """The configuration of nested mappings, as `asdict` gives them and YAML files hold them."""
-    return _build(Config, tree, "")
+def as_tree(config: Config) -> dict[str, dict[str, Any]]:
+    """Section -> key -> value as YAML and JSON hold it: tuples as lists."""
+    return json.loads(json.dumps(asdict(config)))
 
 
-def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """ "section.key" -> value of every setting, tuples as lists."""
-    tree = asdict(config) if isinstance(config, Config) else config
-    return {
-        f"{section}.{key}": list(value) if isinstance(value, tuple) else value
-        for section, keys in tree.items()
-        for key, value in keys.items()
-    }
-
-
-def differing_keys(saved: Mapping[str, Any], config: Config) -> list[str]:
-    """One line for each setting in which a checkpoint's configuration differs so that resuming would not be exact."""
-    old, new = flatten(saved), flatten(config)
+def differing_keys(saved: Mapping[str, Mapping[str, Any]], config: Config) -> list[str]:
+    """One line for each setting in which a run state's configuration differs so that resuming would not be exact."""
+    old, new = (
+        {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+        for tree in (saved, as_tree(config))
+    )
     return [
-        f"{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
+        f"{key}: {old.get(key)!r} in the run state, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key not in RESUMABLE
     ]
@@ -80,11 +76,7 @@ def differing_keys(saved: Mapping[str, Any], config: Config) -> list[str]:
 
 def dump_yaml(config: Config) -> str:
     """The whole configuration as a YAML file that `load_config` reads back."""
-    tree = {
-        section: {key: list(value) if isinstance(value, tuple) else value for key, value in keys.items()}
-        for section, keys in asdict(config).items()
-    }
-    return yaml.safe_dump(tree, sort_keys=False)
+    return yaml.safe_dump(as_tree(config), sort_keys=False)
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -109,59 +101,3 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-_T = TypeVar("_T")
-
-
-def _build(cls: type[_T], tree: Any, where: str) -> _T:
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{where or 'the configuration'} is {tree!r}; it takes a mapping of keys")
-    hints = typing.get_type_hints(cls)
-    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
-    values = {}
-    for key, value in tree.items():
-        full = f"{where}.{key}" if where else str(key)
-        if key not in names:
-            raise ValueError(f"unknown key {full!r}; {_nearest(str(key), names, where)}")
-        hint = hints[str(key)]
-        values[str(key)] = _build(hint, value, full) if not where else _convert(value, hint, full)
-    return cls(**values)
-
-
-def _nearest(key: str, names: list[str], where: str) -> str:
-    close = difflib.get_close_matches(key, names, 1, cutoff=0.5)
-    if close:
-        return f"did you mean {(f'{where}.' if where else '') + close[0]!r}?"
-    sections = typing.get_type_hints(Config)
-    section = None if where else next((name for name in names if key in typing.get_type_hints(sections[name])), None)
-    if section:
-        return f"did you mean {f'{section}.{key}'!r}?"
-    return f"the keys {f'of {where} ' if where else ''}are {', '.join(names)}"
-
-
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type `hint`; ValueError that names `key` if it is none."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(value, next(argument for argument in arguments if argument is not type(None)), key)
-    if origin is Literal:
-        if value is None and "none" in arguments:
-            value = "none"
-        if value not in arguments:
-            raise ValueError(f"{key} is {value!r}; choose from {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{key} is {value!r}; it takes a list of numbers")
-        return tuple(_convert(entry, arguments[0], key) for entry in value)
-    if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.I):
-        value = float(value)  # YAML takes 1e-8, without a point, for a string
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        names = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
-        raise ValueError(f"{key} is {value!r}; it takes {names[hint]}")
-    return value

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import paddle
 
-from classification.augment import EvalTransform, TrainTransform
-from classification.schedule import Plan
-from classification.seeding import SAMPLE, generator
 from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
+
+from .augment import EvalTransform, TrainTransform
+from .config import Config
+from .schedule import SAMPLE, Plan, generator
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 NO_LABEL = -1
@@ -50,10 +51,7 @@ def read_list(root: str | os.PathLike, path: str | os.PathLike, *, num_classes: 
     Names may contain spaces. Errors name the line.
     """
     names, labels = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        line = line.strip()
-        if not line:
-            continue
+    for number, line in _lines(path):
         name, _, label = line.rpartition(" ")
         if num_classes is None:
             names.append(name.strip() if name and label.isdigit() else line)
@@ -71,13 +69,18 @@ def read_list(root: str | os.PathLike, path: str | os.PathLike, *, num_classes: 
     return Samples(Path(root), tuple(names), tuple(labels))
 
 
+def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """Number and content of the lines that are not blank."""
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
 def read_class_map(path: str | os.PathLike) -> dict[str, int]:
     """`n01440764 0` a line -> {synset: class index}."""
     pairs = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in _lines(path):
         words = line.split()
-        if not words:
-            continue
         if len(words) < 2 or not words[1].isdigit() or words[0] in pairs:
             raise ValueError(f"{path}, line {number}: {line!r} is no `synset index`, each synset once")
         pairs[words[0]] = int(words[1])
@@ -113,17 +116,16 @@ def image_names(folder: str | os.PathLike) -> list[str]:
     return sorted(entry.name for entry in Path(folder).iterdir() if entry.name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def read_samples(
-    images: str | None, listing: str | None, *, num_classes: int, class_map: str | None, what: str
-) -> Samples:
-    """What the configuration's `data.{what}_images` and `data.{what}_list` name."""
+def read_samples(config: Config, what: str) -> Samples:
+    """What `data.{what}_images` and `data.{what}_list` name; `what` is "train" or "val"."""
+    classes, images = config.model.num_classes, getattr(config.data, f"{what}_images")
     if not images:
         raise ValueError(f"data.{what}_images is not set; give the folder of the images")
     if not Path(images).is_dir():
         raise ValueError(f"data.{what}_images is {images!r}, which is no folder")
-    if listing:
-        return read_list(images, listing, num_classes=num_classes)
-    return read_folders(images, num_classes=num_classes, class_map=class_map)
+    if listing := getattr(config.data, f"{what}_list"):
+        return read_list(images, listing, num_classes=classes)
+    return read_folders(images, num_classes=classes, class_map=config.data.class_map)
 
 
 class TrainDataset(paddle.io.Dataset):
@@ -164,13 +166,11 @@ class EvalDataset(paddle.io.Dataset):
         self.samples, self.transform = samples, transform
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.int64, np.int64, np.int64]:
-        label = np.int64(self.samples.labels[index])
         try:
-            array = self.transform(read_rgb(self.samples.path(index)))
+            array, broken = self.transform(read_rgb(self.samples.path(index))), 0
         except UNREADABLE:
-            array = np.zeros((3, self.transform.size, self.transform.size), np.float32)
-            return array, label, np.int64(index), np.int64(1)
-        return array, label, np.int64(index), np.int64(0)
+            array, broken = np.zeros((3, self.transform.size, self.transform.size), np.float32), 1
+        return array, np.int64(self.samples.labels[index]), np.int64(index), np.int64(broken)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -192,12 +192,12 @@ class _Batches(paddle.io.BatchSampler):
 def train_loader(
     dataset: TrainDataset, plan: Plan, *, rank: int, first_step: int, workers: int
 ) -> Iterator[list[paddle.Tensor]]:
-    """The forwards of process `rank` from `first_step` to the end of the run; the workers are started once.
+    """The micro-batches of process `rank` from `first_step` to the end of the run; the workers are started once.
 
     ValueError where so many images in a row cannot be read that the folder must be the wrong one.
     """
-    forwards = (plan.total_steps - first_step) * plan.accumulate
-    for batch in _loader(dataset, _Batches(plan.forwards(first_step, rank), forwards), workers):
+    count = (plan.total_steps - first_step) * plan.accumulate
+    for batch in _loader(dataset, _Batches(plan.micro_batches(first_step, rank), count), workers):
         lost = batch[2].numpy()[batch[3].numpy() == NO_PICTURE]
         if lost.size:
             raise ValueError(

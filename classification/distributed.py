@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import paddle
 import paddle.distributed as dist
-from paddle import nn
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,3 @@ def leave_if_several(status: int, message: str) -> None:
         sys.stderr.write(message)
         sys.stderr.flush()
         os._exit(status)
-
-
-def parallel(model: nn.Layer, world: World) -> nn.Layer:
-    """`model` with its gradients averaged over the processes, or itself in a world of one."""
-    return model if world.size == 1 else paddle.DataParallel(model)

@@ -10,22 +10,14 @@ from typing import TextIO
 import paddle
 import paddle.nn.functional as F
 
-from classification.augment import EvalTransform
-from classification.config import Config
-from classification.data import (
-    NO_LABEL,
-    BrokenImages,
-    EvalDataset,
-    Samples,
-    eval_loader,
-    image_names,
-    read_list,
-    read_samples,
-)
-from classification.distributed import World
-from classification.metrics import Evaluation, evaluate
-from classification.student import build_student, load_pretrained
 from cyclemlp_backbones import CycleNet
+
+from .augment import EvalTransform
+from .config import Config
+from .data import NO_LABEL, EvalDataset, Samples, eval_loader, image_names, read_list, read_samples
+from .distributed import World
+from .metrics import Evaluation, check_broken, evaluate_samples
+from .student import build_student, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +31,9 @@ def _load(config: Config) -> CycleNet:
 
 def evaluate_weights(config: Config, world: World) -> Evaluation:
     """The accuracy of `model.pretrained` on `data.val_images`, by all processes together."""
-    data = config.data
-    samples = read_samples(
-        data.val_images, data.val_list, num_classes=config.model.num_classes, class_map=data.class_map, what="val"
-    )
-    model = _load(config)
-    dataset = EvalDataset(samples, EvalTransform(data, crop_pct=config.crop_pct))
-    batches = eval_loader(
-        dataset,
-        batch_size=data.eval_batch_size or data.batch_size,
-        workers=data.workers,
-        rank=world.rank,
-        processes=world.size,
-    )
-    result = evaluate(model, batches, world)
-    broken = BrokenImages(samples, data.max_broken)
-    for path in broken.add(result.broken):
-        logger.warning("unreadable image, left out: %s", path)
-    broken.check()
+    samples = read_samples(config, "val")
+    result = evaluate_samples(_load(config), samples, config, world)
+    check_broken(samples, result, config)
     logger.info("top-1 %.3f %%, top-5 %.3f %% of %d images", result.top1, result.top5, result.images)
     return result
 

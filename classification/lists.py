@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from classification.data import image_names, read_class_map
+from .data import image_names, read_class_map
 
 _SYNSET = re.compile(r"n\d{8}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from classification.config import DistillationConfig
+from .config import DistillationConfig
 
 
 def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -45,8 +45,4 @@ def training_losses(
         distillation = soft_distillation(logits, teacher_logits, config.tau, direction=config.direction)
     else:
         distillation = hard_distillation(logits, teacher_logits)
-    return {
-        "loss": task * (1 - config.alpha) + distillation * config.alpha,
-        "task": task,
-        "distillation": distillation,
-    }
+    return {"loss": task * (1 - config.alpha) + distillation * config.alpha, "task": task, "distillation": distillation}

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from classification.distributed import World
+from .augment import EvalTransform
+from .config import Config
+from .data import BrokenImages, EvalDataset, Samples, eval_loader
+from .distributed import World
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,7 @@ class Evaluation:
     broken: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, float]:
-        numbers = asdict(self)
-        return {**numbers, "broken": len(self.broken)}
+        return {**asdict(self), "broken": len(self.broken)}
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> tuple[int, int]:
@@ -66,3 +72,24 @@ def evaluate(
     broken = sorted(index for share in world.gather(broken) for index in share)
     count = max(1, int(images_seen))
     return Evaluation(100 * top1 / count, 100 * top5 / count, loss / count, int(images_seen), tuple(broken))
+
+
+def evaluate_samples(model: nn.Layer, samples: Samples, config: Config, world: World, **options: Any) -> Evaluation:
+    """`evaluate` on a list, by the configuration's pictures and batches; `options` are those of `evaluate`."""
+    data = config.data
+    batches = eval_loader(
+        EvalDataset(samples, EvalTransform(data, crop_pct=config.crop_pct)),
+        batch_size=data.eval_batch_size or data.batch_size,
+        workers=data.workers,
+        rank=world.rank,
+        processes=world.size,
+    )
+    return evaluate(model, batches, world, **options)
+
+
+def check_broken(samples: Samples, result: Evaluation, config: Config) -> None:
+    """Names the unreadable images of an evaluation; ValueError where they are more than `data.max_broken` allows."""
+    broken = BrokenImages(samples, config.data.max_broken)
+    for path in broken.add(result.broken):
+        logger.warning("unreadable image, left out of the evaluation: %s", path)
+    broken.check()

@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.utils.dlpack import from_dlpack
 
-from classification.config import MixConfig
+from .config import MixConfig
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,6 @@ class Mix:
     lam: np.ndarray
     cut: np.ndarray
     boxes: np.ndarray
-
-    def describe(self) -> dict[str, list]:
-        return {"lam": self.lam.tolist(), "cut": self.cut.tolist(), "boxes": self.boxes.tolist()}
 
 
 def draw_mix(count: int, height: int, width: int, config: MixConfig, rng: np.random.Generator) -> Mix | None:
@@ -48,15 +45,12 @@ def draw_mix(count: int, height: int, width: int, config: MixConfig, rng: np.ran
             boxes[n] = minmax_box(height, width, config.cutmix_minmax, rng)
         else:
             boxes[n] = cutmix_box(height, width, rng.beta(config.cutmix, config.cutmix), rng)
-        lam[n] = 1 - box_area(boxes[n]) / (height * width)
+        top, bottom, left, right = boxes[n]
+        lam[n] = 1 - (bottom - top) * (right - left) / (height * width)
     if (lam == 1).all() and not cut.any():
         return None
-    if config.mode == "batch":
-        chosen = np.zeros(count, np.int64)
-    elif config.mode == "pair":
-        chosen = np.minimum(np.arange(count), np.arange(count)[::-1])
-    else:
-        chosen = np.arange(count)
+    samples = np.arange(count)
+    chosen = {"batch": 0 * samples, "pair": np.minimum(samples, samples[::-1]), "elem": samples}[config.mode]
     return Mix(lam[chosen], cut[chosen], boxes[chosen])
 
 
@@ -65,12 +59,7 @@ def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) ->
     side = np.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     y, x = int(rng.integers(height)), int(rng.integers(width))
-    return (
-        max(0, y - half_height),
-        min(height, y + half_height),
-        max(0, x - half_width),
-        min(width, x + half_width),
-    )
+    return max(0, y - half_height), min(height, y + half_height), max(0, x - half_width), min(width, x + half_width)
 
 
 def minmax_box(
@@ -80,11 +69,6 @@ def minmax_box(
     h, w = (int(rng.integers(int(size * minmax[0]), int(size * minmax[1]) + 1)) for size in (height, width))
     top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
     return top, top + h, left, left + w
-
-
-def box_area(box: tuple[int, ...] | np.ndarray) -> int:
-    top, bottom, left, right = (int(side) for side in box)
-    return (bottom - top) * (right - left)
 
 
 def mix_images(images: Tensor, mix: Mix) -> Tensor:

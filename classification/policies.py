@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,6 @@ LEVELS = 10
 
 _RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 
-_SHEAR, _TRANSLATE, _ROTATE, _ENHANCE, _SOLARIZE_ADD = 0.3, 0.45, 30.0, 0.9, 110
-
 
 @dataclass(frozen=True)
 class Canvas:
@@ -26,83 +24,37 @@ class Canvas:
     fill: tuple[int, ...] = (124, 116, 104)
     interpolation: str = "bicubic"
 
-    def affine(self, image: Image.Image, matrix: tuple[float, float, float, float, float, float]) -> Image.Image:
+    def affine(self, image: Image.Image, *matrix: float) -> Image.Image:
         """Output pixel (x, y) is read at (a x + b y + c, d x + e y + f)."""
         method = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.interpolation]
         return image.transform(image.size, Image.Transform.AFFINE, matrix, method, fillcolor=self.fill)
 
 
-def shear_x(image: Image.Image, factor: float, canvas: Canvas) -> Image.Image:
-    return canvas.affine(image, (1, factor, 0, 0, 1, 0))
+def _looked_up(image: Image.Image, table: Iterable[int]) -> Image.Image:
+    """Every value of a picture replaced by that of a table of 256."""
+    return image.point(list(table) * len(image.getbands()))
 
 
-def shear_y(image: Image.Image, factor: float, canvas: Canvas) -> Image.Image:
-    return canvas.affine(image, (1, 0, 0, factor, 1, 0))
-
-
-def translate_x(image: Image.Image, share: float, canvas: Canvas) -> Image.Image:
-    return canvas.affine(image, (1, 0, share * image.size[0], 0, 1, 0))
-
-
-def translate_y(image: Image.Image, share: float, canvas: Canvas) -> Image.Image:
-    return canvas.affine(image, (1, 0, 0, 0, 1, share * image.size[1]))
-
-
-def rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
-    return F.rotate(image, degrees, interpolation=canvas.interpolation, fill=canvas.fill)
-
-
-def auto_contrast(image: Image.Image, _: float, __: Canvas) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image, _: float, __: Canvas) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def invert(image: Image.Image, _: float, __: Canvas) -> Image.Image:
-    return ImageOps.invert(image)
-
-
-def posterize(image: Image.Image, bits: float, _: Canvas) -> Image.Image:
+def _posterize(image: Image.Image, bits: float, _: Canvas) -> Image.Image:
     """The `bits` highest bits of each value; 0 leaves black."""
     mask = 0xFF & ~(2 ** (8 - int(bits)) - 1)
-    return image.point([value & mask for value in range(256)] * len(image.getbands()))
+    return _looked_up(image, (value & mask for value in range(256)))
 
 
-def solarize(image: Image.Image, threshold: float, _: Canvas) -> Image.Image:
-    return ImageOps.solarize(image, int(threshold))
-
-
-def solarize_add(image: Image.Image, addend: float, _: Canvas) -> Image.Image:
+def _solarize_add(image: Image.Image, addend: float, _: Canvas) -> Image.Image:
     """Adds to the values below 128, up to 255."""
-    table = [min(255, value + int(addend)) if value < 128 else value for value in range(256)]
-    return image.point(table * len(image.getbands()))
+    return _looked_up(image, (min(255, value + int(addend)) if value < 128 else value for value in range(256)))
 
 
-def color(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
-    return functional_pil.adjust_saturation(image, factor)
-
-
-def contrast(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
+def _contrast(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
     """Blended with its mean gray."""
     gray = np.asarray(image.convert("L"))
     return _blend_with_gray(image, int(gray.sum() / gray.size + 0.5), factor)
 
 
-def brightness(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
-    """Blended with black."""
-    return _blend_with_gray(image, 0, factor)
-
-
 def _blend_with_gray(image: Image.Image, gray: int, factor: float) -> Image.Image:
-    """`gray + factor * (image - gray)`, rounded as Pillow does, by a table: every value of a picture has one result."""
-    table = Image.blend(Image.new("L", _RAMP.size, gray), _RAMP, factor).tobytes()
-    return image.point(list(table) * len(image.getbands()))
-
-
-def sharpness(image: Image.Image, factor: float, _: Canvas) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(factor)
+    """`gray + factor * (image - gray)`, rounded as Pillow does."""
+    return _looked_up(image, Image.blend(Image.new("L", _RAMP.size, gray), _RAMP, factor).tobytes())
 
 
 Apply = Callable[[Image.Image, float, Canvas], Image.Image]
@@ -114,61 +66,61 @@ class Operation:
     """`apply` with the argument that `argument` makes of a magnitude from 0 to 1 and a random sign, 1 or -1."""
 
     apply: Apply
-    argument: Argument
-
-
-def _nothing(_: float, __: int) -> float:
-    return 0.0
+    argument: Argument = lambda magnitude, sign: 0.0
 
 
 def _signed(most: float) -> Argument:
     return lambda magnitude, sign: magnitude * most * sign
 
 
-def _enhance(magnitude: float, _: int) -> float:
-    return 0.1 + magnitude * 2 * _ENHANCE
-
-
-def _enhance_increasing(magnitude: float, sign: int) -> float:
-    return max(0.1, 1 + magnitude * _ENHANCE * sign)
-
-
-def _solarize_add(magnitude: float, _: int) -> float:
-    return min(128, int(magnitude * _SOLARIZE_ADD))
-
-
 _COMMON: Mapping[str, Operation] = {
-    "AutoContrast": Operation(auto_contrast, _nothing),
-    "Equalize": Operation(equalize, _nothing),
-    "Invert": Operation(invert, _nothing),
-    "Rotate": Operation(rotate, _signed(_ROTATE)),
-    "SolarizeAdd": Operation(solarize_add, _solarize_add),
-    "ShearX": Operation(shear_x, _signed(_SHEAR)),
-    "ShearY": Operation(shear_y, _signed(_SHEAR)),
-    "TranslateX": Operation(translate_x, _signed(_TRANSLATE)),
-    "TranslateY": Operation(translate_y, _signed(_TRANSLATE)),
+    "AutoContrast": Operation(lambda image, _, __: ImageOps.autocontrast(image)),
+    "Equalize": Operation(lambda image, _, __: ImageOps.equalize(image)),
+    "Invert": Operation(lambda image, _, __: ImageOps.invert(image)),
+    "Rotate": Operation(
+        lambda image, degrees, canvas: F.rotate(image, degrees, interpolation=canvas.interpolation, fill=canvas.fill),
+        _signed(30.0),
+    ),
+    "SolarizeAdd": Operation(_solarize_add, lambda magnitude, _: min(128, int(magnitude * 110))),
+    "ShearX": Operation(lambda image, factor, canvas: canvas.affine(image, 1, factor, 0, 0, 1, 0), _signed(0.3)),
+    "ShearY": Operation(lambda image, factor, canvas: canvas.affine(image, 1, 0, 0, factor, 1, 0), _signed(0.3)),
+    "TranslateX": Operation(
+        lambda image, share, canvas: canvas.affine(image, 1, 0, share * image.size[0], 0, 1, 0), _signed(0.45)
+    ),
+    "TranslateY": Operation(
+        lambda image, share, canvas: canvas.affine(image, 1, 0, 0, 0, 1, share * image.size[1]), _signed(0.45)
+    ),
 }
 _ENHANCEMENTS: Mapping[str, Apply] = {
-    "Color": color,
-    "Contrast": contrast,
-    "Brightness": brightness,
-    "Sharpness": sharpness,
+    "Color": lambda image, factor, _: functional_pil.adjust_saturation(image, factor),
+    "Contrast": _contrast,
+    "Brightness": lambda image, factor, _: _blend_with_gray(image, 0, factor),
+    "Sharpness": lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor),
 }
 
-OPERATIONS: Mapping[str, Operation] = {
-    **_COMMON,
-    "Posterize": Operation(posterize, lambda magnitude, _: int(magnitude * 4)),
-    "Solarize": Operation(solarize, lambda magnitude, _: int(magnitude * 256)),
-    **{name: Operation(apply, _enhance) for name, apply in _ENHANCEMENTS.items()},
-}
+
+def _operations(posterize: Argument, solarize: Argument, enhance: Argument) -> Mapping[str, Operation]:
+    """All operations, by the arguments of those whose strength is a matter of taste."""
+    return {
+        **_COMMON,
+        "Posterize": Operation(_posterize, posterize),
+        "Solarize": Operation(lambda image, threshold, _: ImageOps.solarize(image, int(threshold)), solarize),
+        **{name: Operation(apply, enhance) for name, apply in _ENHANCEMENTS.items()},
+    }
+
+
+OPERATIONS = _operations(
+    lambda magnitude, _: int(magnitude * 4),
+    lambda magnitude, _: int(magnitude * 256),
+    lambda magnitude, _: 0.1 + magnitude * 1.8,
+)
 """RandAugment's operations; some are weakest at a high magnitude."""
 
-INCREASING: Mapping[str, Operation] = {
-    **_COMMON,
-    "Posterize": Operation(posterize, lambda magnitude, _: 4 - int(magnitude * 4)),
-    "Solarize": Operation(solarize, lambda magnitude, _: 256 - int(magnitude * 256)),
-    **{name: Operation(apply, _enhance_increasing) for name, apply in _ENHANCEMENTS.items()},
-}
+INCREASING = _operations(
+    lambda magnitude, _: 4 - int(magnitude * 4),
+    lambda magnitude, _: 256 - int(magnitude * 256),
+    lambda magnitude, sign: max(0.1, 1 + magnitude * 0.9 * sign),
+)
 """The same for `inc1`: every operation grows with the magnitude."""
 
 
@@ -197,35 +149,23 @@ class RandAugment:
 
 _Step = tuple[str, float, int]
 ORIGINAL: tuple[tuple[_Step, _Step], ...] = (
-    (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
-    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
+    (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)), (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
+    (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)), (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
+    (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)), (("Equalize", 0.4, 4), ("Rotate", 0.8, 8)),
+    (("Solarize", 0.6, 3), ("Equalize", 0.6, 7)), (("Posterize", 0.8, 5), ("Equalize", 1.0, 2)),
+    (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)), (("Equalize", 0.6, 8), ("Posterize", 0.4, 6)),
+    (("Rotate", 0.8, 8), ("Color", 0.4, 0)), (("Rotate", 0.4, 9), ("Equalize", 0.6, 2)),
+    (("Equalize", 0.0, 7), ("Equalize", 0.8, 8)), (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
+    (("Color", 0.6, 4), ("Contrast", 1.0, 8)), (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
+    (("Color", 0.8, 8), ("Solarize", 0.8, 7)), (("Sharpness", 0.4, 7), ("Invert", 0.6, 8)),
+    (("ShearX", 0.6, 5), ("Equalize", 1.0, 9)), (("Color", 0.4, 0), ("Equalize", 0.6, 3)),
+    (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)), (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
+    (("Invert", 0.6, 4), ("Equalize", 1.0, 8)), (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
     (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-    (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
-    (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-    (("Equalize", 0.4, 4), ("Rotate", 0.8, 8)),
-    (("Solarize", 0.6, 3), ("Equalize", 0.6, 7)),
-    (("Posterize", 0.8, 5), ("Equalize", 1.0, 2)),
-    (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
-    (("Equalize", 0.6, 8), ("Posterize", 0.4, 6)),
-    (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
-    (("Rotate", 0.4, 9), ("Equalize", 0.6, 2)),
-    (("Equalize", 0.0, 7), ("Equalize", 0.8, 8)),
-    (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-    (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
-    (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
-    (("Sharpness", 0.4, 7), ("Invert", 0.6, 8)),
-    (("ShearX", 0.6, 5), ("Equalize", 1.0, 9)),
-    (("Color", 0.4, 0), ("Equalize", 0.6, 3)),
-    (("Equalize", 0.4, 7), ("Solarize", 0.2, 4)),
-    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
-    (("Invert", 0.6, 4), ("Equalize", 1.0, 8)),
-    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-    (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
-)
+)  # fmt: skip
 """The ImageNet policy of the paper's appendix: pairs of (operation, probability, magnitude)."""
 
-_ORIGINAL_OPERATIONS = {**OPERATIONS, "Posterize": Operation(posterize, lambda magnitude, _: 4 + int(magnitude * 4))}
+_ORIGINAL_OPERATIONS = {**OPERATIONS, "Posterize": Operation(_posterize, lambda magnitude, _: 4 + int(magnitude * 4))}
 
 
 @dataclass(frozen=True)

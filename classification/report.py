@@ -1,24 +1,23 @@
-"""A run's folder: configuration, environment, log, curves."""
+"""What a run tells: configuration, environment, log, progress, curves."""
 
 from __future__ import annotations
 
 import json
 import logging
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import paddle
 
-from classification.checkpoint import write_atomically
-from classification.config import Config
-from classification.config_files import dump_yaml
-from classification.distributed import World
+from cyclemlp_backbones.files import commit, installed_versions, write_atomically
+
+from .config import Config
+from .config_files import dump_yaml
+from .distributed import World
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,9 @@ class RunLog:
     def __init__(self, folder: Path, *, enabled: bool, visualdl: bool = False):
         self.path = folder / "log.jsonl"
         self.enabled = enabled
-        if enabled:
-            _end_last_line(self.path)
+        if enabled and self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
+            with self.path.open("ab") as file:
+                file.write(b"\n")  # a line that a kill cut short ends, so that the next one stands by itself
         self._writer: Any = None
         if enabled and visualdl:
             try:
@@ -51,13 +51,6 @@ class RunLog:
             for name, value in values.items():
                 if isinstance(value, (int, float)) and name != "step":
                     self._writer.add_scalar(f"{event}/{name}", value, int(values["step"]))
-
-
-def _end_last_line(path: Path) -> None:
-    """Ends a line that a kill cut short, so that the next one stands by itself."""
-    if path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -82,8 +75,8 @@ def write_description(folder: Path, config: Config, world: World, argv: Sequence
         "platform": platform.platform(),
         "device": paddle.get_device(),
         "processes": world.size,
-        "commit": _commit(),
-        "versions": {name: version for name in _DISTRIBUTIONS if (version := _version(name))},
+        "commit": commit(),
+        "versions": installed_versions(_DISTRIBUTIONS),
     }
     write_json(folder / "environment.json", environment)
 
@@ -93,21 +86,44 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+class Meter:
+    """Averages of some steps, with speed, share of waiting for data, and time to the end; `summary` starts anew."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._since = time.perf_counter()
+        self._values: dict[str, list[float]] = {}
+        self._steps, self._images, self._waited = 0, 0, 0.0
+
+    def add(self, values: Mapping[str, float], *, images: int, waited: float) -> None:
+        """One step: its losses, images (of all processes) and seconds that it waited for data. A value that a step does
+        not have, as one that was skipped, does not count in its average."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value)
+        self._steps, self._images, self._waited = self._steps + 1, self._images + images, self._waited + waited
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was no training, as an evaluation."""
+        self._since += seconds
+
+    def summary(self, *, steps_left: int) -> dict[str, float]:
+        seconds = max(1e-9, time.perf_counter() - self._since)
+        steps = max(1, self._steps)
+        values = {name: sum(seen) / len(seen) for name, seen in self._values.items()}
+        values["images_per_second"] = round(self._images / seconds, 2)
+        values["data_wait_share"] = round(min(1.0, self._waited / seconds), 4)
+        values["eta_seconds"] = round(seconds / steps * steps_left, 1)
+        self._start()
+        return values
 
 
-def _commit() -> str | None:
-    """The commit of this program's checkout, None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+def as_time(seconds: float) -> str:
+    """3725 -> "1:02:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def draw_curves(log: Path, path: Path) -> bool:
@@ -122,19 +138,17 @@ def draw_curves(log: Path, path: Path) -> bool:
 
     # The last line of a step counts: a resumed run writes some steps again.
     rows = {(row["event"], row["step"]): row for row in read_log(log) if "step" in row}
-    train = [row for (event, _), row in sorted(rows.items()) if event == "train"]
-    evaluations = [row for (event, _), row in sorted(rows.items()) if event == "evaluation"]
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4))
-    for name in ("loss", "task", "distillation"):
-        points = [(row["step"], row[name]) for row in train if name in row]
-        if points:
-            left.plot(*zip(*points), label=name)
-    for name in ("top1", "ema_top1"):
-        points = [(row["step"], row[name]) for row in evaluations if name in row]
-        if points:
-            middle.plot(*zip(*points), marker=".", label=name)
-    right.plot([row["step"] for row in train], [row["lr"] for row in train], label="learning rate")
-    for axes, title in ((left, "training loss"), (middle, "held-out accuracy, %"), (right, "learning rate")):
+    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4))
+    for axes, title, event, names in zip(
+        panels,
+        ("training loss", "held-out accuracy, %", "learning rate"),
+        ("train", "evaluation", "train"),
+        (("loss", "task", "distillation"), ("top1", "ema_top1"), ("lr",)),
+    ):
+        for name in names:
+            points = [(step, row[name]) for (kind, step), row in sorted(rows.items()) if kind == event and name in row]
+            if points:
+                axes.plot(*zip(*points), marker="." if event == "evaluation" else None, label=name)
         axes.set_title(title)
         axes.set_xlabel("step")
         if axes.lines:
@@ -150,3 +164,4 @@ def configure_logging(world_rank: int = 0) -> None:
     level = logging.INFO if world_rank == 0 else logging.WARNING
     form = "%(asctime)s %(message)s" if world_rank == 0 else f"%(asctime)s [process {world_rank}] %(message)s"
     logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    logging.getLogger("cyclemlp_backbones").setLevel(level)  # which `cyclemlp` has set to INFO

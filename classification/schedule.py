@@ -1,4 +1,4 @@
-"""The learning rate and the order of samples, both as functions of the step alone."""
+"""The learning rate, the order of samples and all random choices, as functions of the step and the seed alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from classification.seeding import ORDER, generator
+ORDER, SAMPLE, MIX, FORWARD = range(1, 5)
+"""What a choice is for: the order of an epoch, one sample's augmentation, mixup, a forward pass (drop path)."""
+
+
+def generator(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
+    """A fresh generator for the choice that `purpose` and `numbers` (epoch, index, step, rank …) name."""
+    return np.random.default_rng([seed, purpose, *numbers])
+
+
+def integer_seed(seed: int, purpose: int, *numbers: int) -> int:
+    """A 32-bit seed for a library's own generator."""
+    return int(np.random.SeedSequence([seed, purpose, *numbers]).generate_state(1)[0])
 
 
 def learning_rate(
@@ -40,7 +51,7 @@ def epoch_order(length: int, repeats: int, *, seed: int, epoch: int) -> np.ndarr
 
 @dataclass(frozen=True)
 class Plan:
-    """How the samples of a run fall on steps, forwards and processes.
+    """How the samples of a run fall on steps, micro-batches and processes.
 
     A step takes the next `batch_size * accumulate * processes` samples; process `r` gets every `processes`-th of them,
     from the `r`-th on, so that repetitions of a sample go to different processes. What is left of an epoch is dropped.
@@ -74,12 +85,10 @@ class Plan:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def forwards(
-        self, first_step: int, rank: int, last_step: int | None = None
-    ) -> Iterator[list[tuple[int, int, int]]]:
-        """From `first_step` on, the samples of each forward of process `rank`: keys (epoch, index, repetition)."""
+    def micro_batches(self, first_step: int, rank: int) -> Iterator[list[tuple[int, int, int]]]:
+        """From `first_step` on, the samples of each micro-batch of process `rank`: keys (epoch, index, repetition)."""
         epoch, order = -1, np.empty((0, 2), np.int64)
-        for step in range(first_step, self.total_steps if last_step is None else last_step):
+        for step in range(first_step, self.total_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = epoch_order(self.samples, self.repeats, seed=self.seed, epoch=epoch)

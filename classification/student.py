@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from classification.config import Config, ModelConfig
-from cyclemlp_backbones import CheckpointError, CycleNet, LoadReport, build_classifier, load_weights, locate_weights
+from cyclemlp_backbones import VARIANTS, CheckpointError, CycleNet, LoadReport, load_weights, locate_weights
+
+from .config import Config, ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -15,17 +16,11 @@ HEAD = ("head.*",)
 
 def build_student(config: ModelConfig) -> CycleNet:
     """The classifier that `config` describes, freshly initialised."""
-    if config.depths is not None and config.embed_dims is not None and config.mlp_ratios is not None:
-        return CycleNet(
-            config.depths,
-            config.embed_dims,
-            config.mlp_ratios,
-            num_classes=config.num_classes,
-            drop_path_rate=config.drop_path_rate,
-            use_recompute=config.use_recompute,
-        )
-    return build_classifier(
-        config.variant,
+    size = VARIANTS[config.variant]
+    return CycleNet(
+        config.depths or size.depths,
+        config.embed_dims or size.embed_dims,
+        config.mlp_ratios or size.mlp_ratios,
         num_classes=config.num_classes,
         drop_path_rate=config.drop_path_rate,
         use_recompute=config.use_recompute,

@@ -15,8 +15,9 @@ import paddle
 import paddle.vision.models
 from paddle import Tensor, nn
 
-from classification.config import DistillationConfig
 from cyclemlp_backbones import CheckpointError, build_classifier, list_variants, load_weights
+
+from .config import DistillationConfig
 
 logger = logging.getLogger(__name__)
 

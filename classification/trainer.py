@@ -1,4 +1,4 @@
-"""The training run: steps, evaluations, checkpoints, and going on where a killed run had come to."""
+"""The training run: steps, evaluations, run states, and going on where a killed run had come to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,25 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from classification import checkpoint as checkpoints
-from classification.augment import EvalTransform, TrainTransform
-from classification.checkpoint import Checkpoint
-from classification.config import Config
-from classification.data import (
-    BrokenImages,
-    EvalDataset,
-    Samples,
-    TrainDataset,
-    eval_loader,
-    read_samples,
-    train_loader,
-)
-from classification.distributed import World, parallel
-from classification.ema import WeightAverage, weights_replaced
-from classification.losses import training_losses
-from classification.meter import Meter, as_time
-from classification.metrics import Evaluation, evaluate
-from classification.mixup import Mix, draw_mix, mix_images, mix_targets, smooth_one_hot
-from classification.optim import build_optimizer, take_step
-from classification.precision import Precision
-from classification.report import RunLog, draw_curves, write_description, write_json
-from classification.schedule import Plan, learning_rate
-from classification.seeding import FORWARD, MIX, generator, integer_seed
-from classification.student import build_student, load_pretrained
-from classification.teacher import Teacher, build_teacher
 from cyclemlp_backbones import load_weights, write_checkpoint
+
+from . import run_state
+from .augment import TrainTransform
+from .config import Config
+from .config_files import as_tree
+from .data import BrokenImages, TrainDataset, read_samples, train_loader
+from .distributed import World
+from .ema import WeightAverage, weights_replaced
+from .losses import training_losses
+from .metrics import Evaluation, check_broken, evaluate_samples
+from .mixup import Mix, draw_mix, mix_images, mix_targets, smooth_one_hot
+from .optim import build_optimizer, take_step
+from .precision import Precision, loss_scale, restore_scaler, scaler_state
+from .report import Meter, RunLog, as_time, draw_curves, write_description, write_json
+from .run_state import RunState
+from .schedule import FORWARD, MIX, Plan, generator, integer_seed, learning_rate
+from .student import build_student, load_pretrained
+from .teacher import Teacher, build_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +47,7 @@ class Trainer:
     def __init__(self, config: Config, world: World | None = None, *, argv: Sequence[str] = ()):
         self.config, self.world = config, world or World()
         self.output = Path(config.run.output)
-        self.samples = self._read_samples("train")
+        self.samples = read_samples(config, "train")
         self.plan = Plan(
             len(self.samples),
             config.schedule.epochs,
@@ -68,20 +59,20 @@ class Trainer:
         )
         self.step = 0
         self._lr(0)  # complains about a schedule that makes no sense
-        self.val_samples = self._read_samples("val") if config.data.val_images else None
+        self.val_samples = read_samples(config, "val") if config.data.val_images else None
         if self.val_samples is None:
-            logger.info("data.val_images is not set: no evaluation, no best checkpoint")
+            logger.info("data.val_images is not set: no evaluation, no best weights")
         self.transform = TrainTransform(config.augment, config.data)
 
         paddle.seed(config.run.seed)
         self.precision = Precision(config.amp)
         self.scaler = self.precision.scaler
-        self.model = build_student(config.model)
-        resume = checkpoints.find_resume(config.run.resume, self.output / "checkpoints")
+        model = build_student(config.model)
+        self.states = self.output / "checkpoints"
+        resume = run_state.find_resume(config.run.resume, self.states)
         if resume is None:
-            load_pretrained(self.model, config)
-        self.model = self.precision.decorate(self.model)
-        self.optimizer = build_optimizer(self.model, config.optimizer, master_weights=self.precision.half_weights)
+            load_pretrained(model, config)
+        self.model, self.optimizer = self.precision.decorate(model, build_optimizer(model, config.optimizer))
         self.parameters = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self._names = {parameter.name: name for name, parameter in self.model.named_parameters()}
         self.average = WeightAverage(self.model.state_dict(), config.ema.decay) if config.ema.decay > 0 else None
@@ -92,27 +83,14 @@ class Trainer:
         if resume is not None:
             self._restore(resume)
         self._check_same_step()
-        self.parallel = parallel(self.model, self.world)
-        self.teacher = self._build_teacher()
+        self.parallel = self.model if self.world.size == 1 else paddle.DataParallel(self.model)
+        self.teacher = None
+        if config.distillation.type != "none":
+            classes = config.model.num_classes
+            self.teacher = Teacher(build_teacher(config.distillation, num_classes=classes), num_classes=classes)
         if self.world.is_main:
             write_description(self.output, config, self.world, argv)
         self.log = RunLog(self.output, enabled=self.world.is_main, visualdl=config.run.visualdl)
-
-    def _read_samples(self, what: str) -> Samples:
-        data = self.config.data
-        return read_samples(
-            getattr(data, f"{what}_images"),
-            getattr(data, f"{what}_list"),
-            num_classes=self.config.model.num_classes,
-            class_map=data.class_map,
-            what=what,
-        )
-
-    def _build_teacher(self) -> Teacher | None:
-        if self.config.distillation.type == "none":
-            return None
-        classes = self.config.model.num_classes
-        return Teacher(build_teacher(self.config.distillation, num_classes=classes), num_classes=classes)
 
     def _lr(self, step: int) -> float:
         schedule = self.config.schedule
@@ -134,13 +112,13 @@ class Trainer:
             len(self.samples), plan.total_steps, plan.global_batch, self.step, paddle.get_device(),
         )  # fmt: skip
         started, meter = time.perf_counter(), Meter()
-        forwards = self._forwards()
+        micro_batches = self._micro_batches()
         self.parallel.train()
         while self.step < plan.total_steps:
             if self.step == stop_at:
                 return {}
             lr, waiting = self._lr(self.step), time.perf_counter()
-            batches = [next(forwards) for _ in range(plan.accumulate)]
+            batches = [next(micro_batches) for _ in range(plan.accumulate)]
             waited = time.perf_counter() - waiting
             values = self._train_step(batches, lr)
             self.step += 1
@@ -157,7 +135,7 @@ class Trainer:
             meter.pause(time.perf_counter() - paused)
         return self._finish(time.perf_counter() - started)
 
-    def _forwards(self) -> Iterator[list[Tensor]]:
+    def _micro_batches(self) -> Iterator[list[Tensor]]:
         if self.step >= self.plan.total_steps:
             return iter(())
         dataset = TrainDataset(self.samples, self.transform, seed=self.config.run.seed)
@@ -165,13 +143,13 @@ class Trainer:
         return train_loader(dataset, self.plan, rank=self.world.rank, first_step=self.step, workers=workers)
 
     def _train_step(self, batches: list[Any], lr: float) -> dict[str, float]:
-        """One optimizer step over the forwards in `batches`; its losses, averaged over all processes."""
+        """One optimizer step over the micro-batches in `batches`; its losses, averaged over all processes."""
         self.optimizer.set_lr(lr)
         totals, mixes, unreadable = [], [], []
         names: list[str] = []
         for position, (images, labels, indices, broken) in enumerate(batches):
             images, targets, mix = self._mixed(images, labels, position)
-            # Only the last forward's gradients are averaged over the processes, with those before it in them.
+            # Only the last micro-batch's gradients are averaged over the processes, with those before it in them.
             last = position == len(batches) - 1
             sync = contextlib.nullcontext() if last or self.world.size == 1 else self.parallel.no_sync()
             with sync:
@@ -180,7 +158,7 @@ class Trainer:
                     paddle.seed(integer_seed(self.config.run.seed, FORWARD, self.step, position, self.world.rank))
                     logits = self.parallel(images)
                 losses = training_losses(logits, targets, teacher_logits, self.config.distillation)
-                (losses["loss"] * (self.scaler.scale / len(batches))).backward()
+                self.scaler.scale(losses["loss"] / len(batches)).backward()
             names = list(losses)
             totals.append(paddle.stack([loss.detach() for loss in losses.values()]))
             mixes.append(mix)
@@ -194,14 +172,14 @@ class Trainer:
             self.optimizer.clear_grad()
             self._refuse("the loss", values, lr, batches, mixes)
             return {}
-        scale = self.scaler.scale
-        report = take_step(self.optimizer, self.parameters, self.scaler, clip_norm=self.config.optimizer.clip_norm)
-        if report.taken:
+        scale = loss_scale(self.scaler)
+        norm = take_step(self.optimizer, self.parameters, self.scaler)
+        if math.isfinite(norm):
             if self.average is not None:
                 self.average.update(self._weights())
-            return {**values, "grad_norm": report.norm}
-        if self.scaler.scale < scale:
-            logger.info("step %d: infinite gradients, loss scale %g -> %g", self.step, scale, self.scaler.scale)
+            return {**values, "grad_norm": norm}
+        if (lowered := loss_scale(self.scaler)) < scale:
+            logger.info("step %d: infinite gradients, loss scale %g -> %g", self.step, scale, lowered)
         else:  # there is no scaler, or no smaller scale
             self._refuse("a gradient", values, lr, batches, mixes)
         return values
@@ -232,7 +210,7 @@ class Trainer:
                 "images": [self.samples.names[int(index)] for index in indices.numpy()],
                 "labels": labels.tolist(),
                 "keys": {"epoch": self.step // self.plan.steps_per_epoch, "forward": position},
-                "mix": None if mix is None else mix.describe(),
+                "mix": None if mix is None else {name: array.tolist() for name, array in vars(mix).items()},
                 "pixel_range": [float(images.min()), float(images.max())],
             }
             for position, ((images, labels, indices, _), mix) in enumerate(zip(batches, mixes))
@@ -257,7 +235,7 @@ class Trainer:
 
     def _log_training(self, values: dict[str, float], lr: float) -> None:
         epoch = self.step / self.plan.steps_per_epoch
-        row = {"step": self.step, "epoch": round(epoch, 3), "lr": lr, "scale": self.scaler.scale, **values}
+        row = {"step": self.step, "epoch": round(epoch, 3), "lr": lr, "scale": loss_scale(self.scaler), **values}
         self.log.write("train", row)
         parts = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", "task", "distillation") if name in values)
         logger.info(
@@ -266,93 +244,74 @@ class Trainer:
             values["images_per_second"], 100 * values["data_wait_share"], as_time(values["eta_seconds"]),
         )  # fmt: skip
 
-    def evaluate(self) -> dict[str, Evaluation]:
+    def _evaluate_and_keep_best(self) -> None:
         """The held-out list by the weights ("model") and by their moving average ("ema")."""
-        assert self.val_samples is not None
-        data = self.config.data
-        dataset = EvalDataset(self.val_samples, EvalTransform(data, crop_pct=self.config.crop_pct))
+        if (samples := self.val_samples) is None:
+            return
 
         def run() -> Evaluation:
-            batches = eval_loader(
-                dataset,
-                batch_size=data.eval_batch_size or data.batch_size,
-                workers=data.workers,
-                rank=self.world.rank,
-                processes=self.world.size,
-            )
-            return evaluate(self.model, batches, self.world, autocast=self.precision.autocast)
+            return evaluate_samples(self.model, samples, self.config, self.world, autocast=self.precision.autocast)
 
         results = {"model": run()}
         if self.average is not None:
             with weights_replaced(self.model, self.average.values):
                 results["ema"] = run()
-        broken = BrokenImages(self.val_samples, data.max_broken)
-        for path in broken.add(results["model"].broken):
-            logger.warning("unreadable image, left out of the evaluation: %s", path)
-        broken.check()
-        return results
-
-    def _evaluate_and_keep_best(self) -> None:
-        if self.val_samples is None:
-            return
-        results = self.evaluate()
+        check_broken(samples, results["model"], self.config)
         self.parallel.train()
-        row = results["model"].as_dict()
+        self.last = results["model"].as_dict()
         if "ema" in results:
-            row |= {f"ema_{name}": value for name, value in results["ema"].as_dict().items() if name != "images"}
-        self.log.write("evaluation", {"step": self.step, **row})
+            averaged = results["ema"].as_dict().items()
+            self.last |= {f"ema_{name}": value for name, value in averaged if name != "images"}
+        self.log.write("evaluation", {"step": self.step, **self.last})
         for name, result in results.items():
             logger.info("%s: top-1 %.3f %%, top-5 %.3f %% of %d", name, result.top1, result.top5, result.images)
         winner = max(results, key=lambda name: results[name].top1)
         if not self.best or results[winner].top1 > self.best["top1"]:
             self.best = {"step": self.step, "top1": results[winner].top1, "weights": winner}
             self._write_weights("best", winner)
-        self.last = row
 
     def _write_weights(self, name: str, which: str) -> None:
         """`name`.pdparams in float32, for evaluation, fine-tuning and the toolkits."""
         if not self.world.is_main:
             return
         weights = self.average.values if which == "ema" and self.average is not None else self._weights()
-        arrays = checkpoints.model_arrays({key: value.detach() for key, value in weights.items()})
+        arrays = run_state.as_arrays(weights)
         write_checkpoint(self.output / f"{name}.pdparams", arrays)
 
     def _save(self) -> None:
         if self.world.is_main:
-            accumulators, master = checkpoints.optimizer_arrays(self.optimizer, self._names)
+            accumulators, master = run_state.optimizer_arrays(self.optimizer, self._names)
             parts = {
-                "model": checkpoints.model_arrays(self.model.state_dict()),
-                "ema": {} if self.average is None else checkpoints.model_arrays(self.average.values),
+                "model": run_state.as_arrays(self.model.state_dict()),
+                "ema": {} if self.average is None else run_state.as_arrays(self.average.values),
                 "optimizer": accumulators,
                 "master": master,
             }
             arrays = {f"{part}/{name}": array for part, content in parts.items() for name, array in content.items()}
             meta = {
                 "step": self.step,
-                "config": asdict(self.config),
+                "config": as_tree(self.config),
                 "processes": self.world.size,
                 "training list": self.samples.fingerprint(),
-                "scaler": self.scaler.state(),
+                "scaler": scaler_state(self.scaler),
                 "best": self.best,
                 "last": self.last,
                 "skipped": self.skipped,
                 "broken": sorted(self.broken.indices),
             }
-            folder = self.output / "checkpoints"
             keep, best = self.config.run.keep, self.best.get("step")
-            checkpoints.write_checkpoint(folder, Checkpoint(arrays, meta), keep=keep, best=best)
+            run_state.write_run_state(self.states, RunState(arrays, meta), keep=keep, best=best)
         self.world.wait()
 
     def _restore(self, path: Path) -> None:
-        saved = checkpoints.read_checkpoint(path)
-        checkpoints.check_same_run(
-            saved, self.config, processes=self.world.size, samples=self.samples.fingerprint(), path=path
-        )
+        saved = run_state.read_run_state(path)
+        samples = self.samples.fingerprint()
+        run_state.check_same_run(saved, self.config, processes=self.world.size, samples=samples, path=path)
         load_weights(self.model, saved.part("model"), layout="paddle")
-        checkpoints.restore_optimizer(self.optimizer, self._names, saved.part("optimizer"), saved.part("master"))
+        run_state.restore_optimizer(self.optimizer, self._names, saved.part("optimizer"), saved.part("master"))
         if self.average is not None:
             self.average.load(saved.part("ema"))
-        self.scaler.load(saved.meta["scaler"])
+        restore_scaler(self.scaler, saved.meta["scaler"])
         self.best, self.last, self.skipped = (saved.meta[key] for key in ("best", "last", "skipped"))
         self.broken.indices = set(saved.meta["broken"])
         self.step = saved.step

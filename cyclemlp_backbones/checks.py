@@ -6,11 +6,17 @@ Standard library only.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import numbers
-from collections.abc import Iterable, Sequence
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -99,3 +105,63 @@ def existing_file(path: str | Path, what: str, suffixes: Sequence[str] = (".yml"
     siblings = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     near = did_you_mean(path.name, [name for name in siblings if name.endswith(tuple(suffixes))])
     raise FileNotFoundError(f"no {what} {path}{near}")
+
+
+def dataclass_from(kind: type[_T], values: Any, where: str = "") -> _T:
+    """An instance of the dataclass `kind` from nested mappings, as `dataclasses.asdict` gives them and YAML files hold
+    them, lists as tuples.
+
+    Unknown and missing keys and wrong types are a ValueError that names the key, with `where`, the key of the whole.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or 'the file'} is {values!r}; it takes a mapping of keys")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in fields:
+            deeper = [f"{name}.{key}" for name in fields if key in getattr(hints[name], "__dataclass_fields__", ())]
+            near = did_you_mean(str(key), fields, cutoff=0.5) or did_you_mean(str(key), deeper, cutoff=0.0)
+            raise ValueError(f"unknown key {prefix + str(key)!r}{near or '; the keys are ' + ', '.join(fields)}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where or 'the file'} lacks {', '.join(missing)}")
+    return kind(**{key: _converted(value, hints[key], prefix + key) for key, value in values.items()})
+
+
+_TAKES = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+
+
+def _converted(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the type `hint` has it; ValueError that names `key` where it is none."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return dataclass_from(typing.cast(type, hint), value, key)
+    if origin in (typing.Union, types.UnionType):
+        given = next(part for part in parts if part is not type(None))  # the unions here are optional values
+        return None if value is None else _converted(value, given, key)
+    if origin is typing.Literal:
+        value = "none" if value is None and "none" in parts else value
+        if value not in parts:
+            raise ValueError(f"{key} is {value!r}; choose from {', '.join(map(str, parts))}")
+        return value
+    if origin is tuple:
+        count = None if parts[-1] is Ellipsis else len(parts)
+        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+            raise ValueError(f"{key} is {value!r}; it takes a list{f' of {count}' if count else ''}")
+        return tuple(_converted(inner, parts[0] if count is None else parts[n], key) for n, inner in enumerate(value))
+    if origin is not None:  # a mapping
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{key} is {value!r}; it takes a mapping")
+        return {_converted(name, parts[0], key): _converted(inner, parts[1], key) for name, inner in value.items()}
+    if hint is float and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.I):
+        value = float(value)  # YAML takes 1e-8, without a point, for a string
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{key} is {value!r}; it takes {_TAKES[hint]}")
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -53,3 +54,13 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     elif numbers.size and numbers.min() >= 0 and numbers.max() <= 1:
         numbers = numbers * 255
     return np.clip(np.rint(numbers), 0, 255).astype(np.uint8)
+
+
+def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """uint8 [H, W, 3] -> float32 [3, H, W]: (value / 255 - mean) / std."""
+    array = np.empty((3, *pixels.shape[:2]), np.float32)
+    for plane, band, centre, deviation in zip(array, np.moveaxis(pixels, 2, 0), mean, std):
+        np.divide(band, np.float32(255), out=plane)
+        plane -= np.float32(centre)
+        plane /= np.float32(deviation)
+    return array

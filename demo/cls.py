@@ -83,18 +83,16 @@ def train_teacher(config: Config, path: Path) -> float:
     """Trains a ResNet-18 of paddle.vision on the students' data and saves it; its held-out top-1 in percent."""
     import paddle
 
-    from classification.augment import EvalTransform, TrainTransform
-    from classification.data import EvalDataset, TrainDataset, eval_loader, read_samples, train_loader
+    from classification.augment import TrainTransform
+    from classification.data import TrainDataset, read_samples, train_loader
     from classification.distributed import World
     from classification.losses import soft_target_cross_entropy
-    from classification.metrics import evaluate
+    from classification.metrics import evaluate_samples
     from classification.mixup import smooth_one_hot
     from classification.schedule import Plan, learning_rate
 
     data, classes = config.data, config.model.num_classes
-    read = partial(read_samples, num_classes=classes, class_map=None)
-    train = read(data.train_images, data.train_list, what="train")
-    val = read(data.val_images, data.val_list, what="val")
+    train, val = read_samples(config, "train"), read_samples(config, "val")
     paddle.seed(config.run.seed)
     model = paddle.vision.models.resnet18(num_classes=classes)
     plan = Plan(len(train), config.schedule.epochs, data.batch_size, seed=config.run.seed)
@@ -110,8 +108,7 @@ def train_teacher(config: Config, path: Path) -> float:
         optimizer.step()
         optimizer.clear_grad()
     paddle.save(model.state_dict(), str(path))
-    batches = eval_loader(EvalDataset(val, EvalTransform(data, crop_pct=config.crop_pct)), batch_size=100, workers=0)
-    return evaluate(model, batches, World()).top1
+    return evaluate_samples(model, val, config, World()).top1
 
 
 def train_student(config: Config) -> float:
@@ -182,16 +179,15 @@ def draw(out: Path, student: Config, title: str) -> None:
         name: [(row["step"], row["task"]) for row in read_log(out / name / "log.jsonl") if row["event"] == "train"]
         for name in ("student", "distilled")
     }
-    data = student.data
-    samples = read_samples(data.val_images, data.val_list, num_classes=10, class_map=None, what="val")
-    dataset = EvalDataset(samples, EvalTransform(data, crop_pct=student.crop_pct))
+    samples = read_samples(student, "val")
+    dataset = EvalDataset(samples, EvalTransform(student.data, crop_pct=student.crop_pct))
     images = np.stack([dataset[index][0] for index in range(min(30, len(dataset)))])
     model = build_student(student.model)
     load_weights(model, out / "distilled" / "last.pdparams")
     model.eval()
     with paddle.no_grad():
         answers = model(paddle.to_tensor(images)).argmax(1).tolist()
-    mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (data.mean, data.std))
+    mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (student.data.mean, student.data.std))
     pixels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     draw_students(out / "picture.png", losses, pixels, samples.labels, answers, title=title)
 

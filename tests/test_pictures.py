@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
+from cyclemlp_backbones.pictures import UNREADABLE, normalise, read_rgb
 
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -71,3 +71,12 @@ def test_damaged_files_are_errors_that_the_loader_knows(tmp_path, monkeypatch):
             read_rgb(tmp_path / "b.jpg")
     with pytest.raises(UNREADABLE):
         read_rgb(tmp_path / "missing.jpg")
+
+
+def test_normalising_is_by_channel_and_channels_come_first():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = ((pixels / 255 - np.array(mean)) / np.array(std)).transpose(2, 0, 1)
+    result = normalise(pixels, mean, std)
+    assert result.dtype == np.float32
+    assert np.abs(result - expected).max() < 1e-6

@@ -8,32 +8,29 @@ from pathlib import Path
 
 import cyclemlp_backbones
 
-FOLDERS = ("seg_configs", "det_configs")
+FOLDERS = ("seg_configs", "det_configs", "classification/configs")
 
 
-def shipped_configs() -> list[Path]:
-    """The folders of configurations: inside an installed package, beside the package in a checkout."""
+def shipped_configs() -> dict[str, Path]:
+    """The folders of configurations by their names: inside an installed package, beside the package in a checkout."""
     package = Path(cyclemlp_backbones.__file__).parent
-    found = [
-        next((folder for folder in (package / name, package.parent / name) if folder.is_dir()), None)
-        for name in FOLDERS
-    ]
-    return [folder for folder in found if folder]
+    places = ((name, root / name) for name in FOLDERS for root in (package.parent, package))
+    return {name: folder for name, folder in places if folder.is_dir()}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="cyclemlp configs", description=__doc__)
-    parser.add_argument("dir", type=Path, help="folder to copy into; it gets " + " and ".join(FOLDERS))
+    parser.add_argument("dir", type=Path, help="folder to copy into; it gets " + ", ".join(FOLDERS))
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     arguments = parser.parse_args(argv)
     folders = shipped_configs()
     if not folders:
         raise FileNotFoundError("this installation holds no configurations; install cyclemlp-backbones again")
-    standing = [arguments.dir / folder.name for folder in folders if (arguments.dir / folder.name).exists()]
+    standing = [arguments.dir / name for name in folders if (arguments.dir / name).exists()]
     if standing and not arguments.force:
         raise FileExistsError(f"{', '.join(map(str, standing))} exist; give another folder, or --force to overwrite")
-    for folder in folders:
-        target = arguments.dir / folder.name
+    for name, folder in folders.items():
+        target = arguments.dir / name
         shutil.copytree(folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
         print(f"{len(list(target.rglob('*.yml')))} configurations in {target}")
     return 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from cyclemlp_backbones.checks import dataclass_from
+from cyclemlp_backbones.files import sha256
 
 FILE_NAME = "cyclemlp.yml"
 FORMATS = ("paddle", "onnx")
@@ -115,14 +115,6 @@ def class_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colours)
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_manifest(folder: Path, manifest: Manifest, files: Sequence[str]) -> Manifest:
     """Writes `cyclemlp.yml` into `folder`, with the checksums of `files`; what was written."""
     manifest = dataclasses.replace(manifest, files={name: sha256(folder / name) for name in files})
@@ -164,54 +156,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _fields(kind: Any, values: Any, what: str) -> dict[str, Any]:
-    """The values of a dataclass, lists as tuples; ValueError for unknown and missing keys."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{what} is no mapping")
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = [str(name) for name in values if name not in known]
-    needed = [
-        name
-        for name, entry in known.items()
-        if name not in values and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-    ]
-    if unknown or needed:
-        raise ValueError(
-            f"{what} lacks {', '.join(needed) or 'nothing'}, has unknown {', '.join(unknown) or 'nothing'}"
-        )
-    hints = typing.get_type_hints(kind)
-    arguments = {name: _tuple(value) for name, value in values.items()}
-    for name, value in arguments.items():
-        if hints[name] is not Preprocessing and not _fits(value, hints[name]):
-            raise ValueError(f"{name} of {what} is {values[name]!r}, which is no {known[name].type}")
-    return arguments
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from YAML is of a field's type."""
-    kind, parts = typing.get_origin(hint), typing.get_args(hint)
-    if kind is types.UnionType:
-        return any(_fits(value, part) for part in parts)
-    if kind is tuple:
-        parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-    if kind is not None:
-        return isinstance(value, kind) and all(_fits(key, parts[0]) and _fits(value[key], parts[1]) for key in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(inner) for inner in value) if isinstance(value, list) else value
-
-
 def _manifest(values: Any) -> Manifest:
     if isinstance(values, Mapping) and values.get("schema", SCHEMA) != SCHEMA:
         raise ValueError(f"it is of schema {values['schema']}, this release reads {SCHEMA}")
-    arguments = _fields(Manifest, values, "the manifest")
-    arguments["preprocessing"] = Preprocessing(**_fields(Preprocessing, arguments["preprocessing"], "preprocessing"))
-    manifest = Manifest(**arguments)
+    manifest = dataclass_from(Manifest, values)
     if manifest.task not in TASKS:
         raise ValueError(f"task is {manifest.task!r}; choose from {', '.join(TASKS)}")
     if manifest.format not in FORMATS:

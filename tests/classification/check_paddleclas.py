@@ -44,7 +44,7 @@ def test_the_predecessors_teacher_teaches(digits, regnet, tmp_path):
     counted = [value for name, value in state.items() if not name.endswith(("._mean", "._variance"))]
     assert sum(int(np.prod(value.shape)) for value in counted) == 22_118_248
     trainer.parallel.train()
-    values = trainer._train_step([next(trainer._forwards())], 1e-3)
+    values = trainer._train_step([next(trainer._micro_batches())], 1e-3)
     assert not teacher.training
     assert values["distillation"] > 0
     assert values["loss"] == pytest.approx((values["task"] + values["distillation"]) / 2, rel=1e-5)

@@ -74,6 +74,7 @@ def test_predict_runs_on_the_device_that_is_asked_for_and_once_among_several(
     assert lines == [14, 0]
 
 
+@pytest.mark.slow
 def test_the_scripts_are_the_same_doors(trained, digits, tmp_path):
     folder, report = trained
     run = run_python(
@@ -98,4 +99,4 @@ def test_mistakes_end_with_one_line(digits, tmp_path, capsys):
     assert (code, err) == (1, "classification train: error: mix.mixup is -1.0; it takes a value of at least 0\n")
     code, _, err = output(capsys, "train", *arguments(digits, tmp_path), "--resume", tmp_path / "no.safetensors")
     assert code == 1
-    assert "there is no checkpoint" in err
+    assert "there is no run state" in err

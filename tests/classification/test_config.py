@@ -1,11 +1,13 @@
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from classification.config import Config
-from classification.config_files import config_from_dict, differing_keys, dump_yaml, load_config, parse_setting
+from classification.config_files import differing_keys, dump_yaml, load_config, parse_setting
 from cyclemlp_backbones import VARIANTS
+from cyclemlp_backbones.checks import dataclass_from
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "classification" / "configs"
 
@@ -46,17 +48,37 @@ def test_a_base_is_changed_key_by_key(tmp_path):
         load_config(str(tmp_path / "child.yml"))
 
 
+def test_a_key_in_the_wrong_section_is_named_where_it_belongs(tmp_path):
+    for text, message in (
+        ("epochs: 3", "unknown key 'epochs'; did you mean schedule.epochs?"),
+        ("data: 3", "data is 3; it takes a mapping of keys"),
+        ("mix: {cutmix_minmax: 1}", "mix.cutmix_minmax is 1; it takes a list"),
+    ):
+        (tmp_path / "config.yml").write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_config(str(tmp_path / "config.yml"))
+
+
+def test_the_name_of_a_configuration_that_ships_is_enough(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("cyclemlp_b2.yml").model.variant == "b2"
+    (tmp_path / "cyclemlp_b2.yml").write_text("model: {variant: b3}\n")
+    assert load_config("cyclemlp_b2.yml").model.variant == "b3"  # one's own comes first
+    with pytest.raises(FileNotFoundError, match=r"no configuration .*cyclemlp_b9\.yml; did you mean cyclemlp_b"):
+        load_config("cyclemlp_b9.yml")
+
+
 def test_the_written_configuration_reads_back():
     config = load_config(None, [("mix.cutmix_minmax", [0.2, 0.8]), ("model.pretrained", "a.pdparams")])
-    assert config_from_dict(yaml.safe_load(dump_yaml(config))) == config
+    assert dataclass_from(Config, yaml.safe_load(dump_yaml(config))) == config
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("schedule.epoch=3", "did you mean 'schedule.epochs'"),
+        ("schedule.epoch=3", "did you mean epochs?"),
         ("epochs=3", "unknown key 'epochs'"),
-        ("scheduel.epochs=3", "unknown key 'scheduel'; did you mean 'schedule'"),
+        ("scheduel.epochs=3", "unknown key 'scheduel'; did you mean schedule"),
         ("schedule.epochs=many", "schedule.epochs is 'many'; it takes an integer"),
         ("data.max_broken=2", "data.max_broken is 2.0; it takes a value from 0 to 1"),
         ("run.visualdl=1", "run.visualdl is 1; it takes true or false"),
@@ -78,4 +100,4 @@ def test_mistakes_are_named(setting, message):
 def test_only_what_changes_the_weights_counts_as_another_run():
     config = load_config(None, [("mix.mixup", 0.4), ("run.output", "elsewhere"), ("data.workers", 1)])
     tree = yaml.safe_load(dump_yaml(Config()))
-    assert differing_keys(tree, config) == ["mix.mixup: 0.8 in the checkpoint, 0.4 now"]
+    assert differing_keys(tree, config) == ["mix.mixup: 0.8 in the run state, 0.4 now"]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from classification.augment import EvalTransform, TrainTransform, color_jitter, random_erasing, random_resized_crop_box
-from classification.config import AugmentConfig, DataConfig
+from classification.config import AugmentConfig, Config, DataConfig
 from classification.data import (
     BrokenImages,
     EvalDataset,
@@ -49,7 +49,7 @@ def test_a_folder_per_class(digits, tmp_path):
     by_map = read_folders(digits / "train", num_classes=10, class_map=tmp_path / "map.txt")
     assert by_map.labels == tuple(9 - label for label in by_folder.labels)
     with pytest.raises(ValueError, match=r"10 folders, model\.num_classes is 1000"):
-        read_samples(str(digits / "train"), None, num_classes=1000, class_map=None, what="train")
+        read_samples(Config(data=DataConfig(train_images=str(digits / "train"))), "train")
 
 
 def test_a_sample_follows_from_seed_and_key_alone(digits):

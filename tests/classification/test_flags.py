@@ -95,8 +95,8 @@ def test_evaluation_commands(door, number, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--is_amp maybe", "neither True nor False"),
-        ("--model CycleMLP_B9", "unknown model"),
+        ("--is_amp maybe", "it takes true or false"),
+        ("--model CycleMLP_B9", "unknown CycleMLP variant"),
         ("--distillation 1", "unrecognized arguments"),
     ],
 )

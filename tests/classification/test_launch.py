@@ -16,6 +16,7 @@ from classification.trainer import Trainer
 from cyclemlp_backbones import read_checkpoint as weights
 from tests.classification.tiny import ROOT, arguments, environment, run_python, tiny_config
 
+pytestmark = pytest.mark.slow
 PLAIN = {"mix__mixup": 0.0, "mix__cutmix": 0.0, "model__drop_path_rate": 0.0}
 TOLERANCE = 1e-5  # measured: 6e-8; the weights move by 4e-3
 
@@ -100,7 +101,7 @@ def test_a_failed_process_of_several_does_not_wait_for_its_threads(tmp_path):
         "from classification import commands\n"
         "paddle.distributed.is_initialized = lambda: True\n"
         "threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "def bug(argv):\n"
+        "def bug(argv, prog):\n"
         "    raise RuntimeError('a bug')\n"
         "if sys.argv[1] == 'bug':\n"
         "    commands.train = bug\n"

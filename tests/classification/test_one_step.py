@@ -130,7 +130,7 @@ def test_two_steps_equal_float64(digits, tmp_path, twin):
     # Where a gradient is nearly zero, float32 decides its sign, and so AdamW's whole step.
     sure = {name: np.ones(value.shape, bool) for name, value in p.items()}
     clipped = []
-    for step, (batch, lr) in enumerate(zip(trainer._forwards(), LR), start=1):
+    for step, (batch, lr) in enumerate(zip(trainer._micro_batches(), LR), start=1):
         images, labels = batch[0].numpy().astype(np.float64), batch[1].numpy()
         value, slopes = gradients(twin, images, labels, p)
         assert value == pytest.approx(loss(images, labels, p), rel=1e-12)

@@ -12,27 +12,32 @@ from tests.classification.tiny import tiny_config
 
 
 @pytest.mark.parametrize(
-    ("dtype", "level", "scale", "half_weights"),
+    ("dtype", "level", "scaled", "half_weights"),
     [
-        ("float16", "O1", 65536.0, False),
-        ("float16", "O2", 65536.0, True),
-        ("bfloat16", "O1", 1.0, False),
-        ("bfloat16", "O2", 1.0, True),
-        ("none", "O2", 1.0, False),
+        ("float16", "O1", True, False),
+        ("float16", "O2", True, True),
+        ("bfloat16", "O1", False, False),
+        ("bfloat16", "O2", False, True),
+        ("none", "O2", False, False),
     ],
 )
-def test_on_an_accelerator(dtype, level, scale, half_weights, monkeypatch):
+def test_on_an_accelerator(dtype, level, scaled, half_weights, monkeypatch):
     asked = []
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: asked.append(options) or contextlib.nullcontext())
-    monkeypatch.setattr(paddle.amp, "decorate", lambda model, **options: ("decorated", options))
-    precision = Precision(AmpConfig(dtype=dtype, level=level))
-    assert precision.scaler.scale == scale  # bfloat16 has float32's range and needs none
+    monkeypatch.setattr(paddle.amp, "decorate", lambda *pair, **options: (pair, options))
+    built = []
+    monkeypatch.setattr("classification.precision.GradScaler", lambda **options: built.append(options))
+    precision = Precision(AmpConfig(dtype=dtype, level=level, initial_scale=1024.0))
+    (scaler,) = built
+    assert scaler["enable"] is scaled  # bfloat16 has float32's range and needs none
+    assert scaler["init_loss_scaling"] == 1024.0
     assert precision.half_weights is half_weights
     with precision.autocast():
         assert asked == ([] if dtype == "none" else [{"level": level, "dtype": dtype}])
-    expected = ("decorated", {"level": "O2", "dtype": dtype}) if half_weights else "model"
-    assert precision.decorate("model") == expected
+    pair = ("model", "optimizer")
+    expected = (pair, {"level": "O2", "dtype": dtype, "master_weight": True}) if half_weights else pair
+    assert precision.decorate(*pair) == expected
 
 
 def test_teacher_and_student_run_in_the_same_precision_and_the_losses_outside_of_it(digits, tmp_path, monkeypatch):
@@ -56,5 +61,5 @@ def test_teacher_and_student_run_in_the_same_precision_and_the_losses_outside_of
 
     monkeypatch.setattr(loss, lambda *arguments: events.append("losses") or training_losses(*arguments))
     trainer.parallel.train()
-    trainer._train_step([next(trainer._forwards())], 1e-3)
+    trainer._train_step([next(trainer._micro_batches())], 1e-3)
     assert events == ["in", "teacher", "student", "out", "losses"]

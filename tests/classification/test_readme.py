@@ -23,7 +23,7 @@ def documented(start):
 
 
 def test_training_commands_have_the_recipes_global_batch():
-    found = documented("train.py") + documented("classification train")
+    found = documented("train.py") + documented("classification train") + documented("cyclemlp cls train")
     batches = []
     for words in found:
         start = next(n for n, word in enumerate(words) if word in ("classification/train.py", "train"))
@@ -33,7 +33,7 @@ def test_training_commands_have_the_recipes_global_batch():
         batches.append(config.data.batch_size * config.optimizer.accumulate * devices * nodes)
         assert (config.data.train_list, config.data.val_images) == ("train.txt", "IMAGENET/val")
         assert (config.distillation.teacher_weights is not None) == ("distill" in " ".join(words))
-    assert batches == [1024] * 4
+    assert batches == [1024] * 5
 
 
 def test_the_evaluation_command_reads_published_weights(monkeypatch):

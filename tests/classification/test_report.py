@@ -5,9 +5,8 @@ import types
 
 import pytest
 
-from classification import meter as meters
-from classification.meter import Meter, as_time
-from classification.report import RunLog, read_log
+from classification import report
+from classification.report import Meter, RunLog, as_time, read_log
 from classification.trainer import Trainer
 from tests.classification.tiny import tiny_config
 
@@ -15,7 +14,7 @@ from tests.classification.tiny import tiny_config
 @pytest.fixture
 def clock(monkeypatch):
     now = types.SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(meters.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr(report.time, "perf_counter", lambda: now.seconds)
     return now
 
 

@@ -48,17 +48,17 @@ def test_repeated_augmentation_shows_a_third_of_the_samples_three_times():
     assert not np.array_equal(order, epoch_order(300, 3, seed=1, epoch=4))
 
 
-def test_processes_and_forwards_share_out_the_global_batch():
+def test_processes_and_micro_batches_share_out_the_global_batch():
     one = Plan(50, 2, 12, repeats=3)
     shared = Plan(50, 2, 3, accumulate=2, processes=2, repeats=3)
     assert one.global_batch == shared.global_batch == 12
     assert one.total_steps == shared.total_steps == 8
-    whole = list(one.forwards(0, 0))
-    parts = [list(shared.forwards(0, rank)) for rank in range(2)]
+    whole = list(one.micro_batches(0, 0))
+    parts = [list(shared.micro_batches(0, rank)) for rank in range(2)]
     for step in range(8):
         own = [parts[rank][2 * step] + parts[rank][2 * step + 1] for rank in range(2)]
         assert sorted(own[0] + own[1]) == sorted(whole[step])
         assert own[0] == whole[step][::2]  # neighbours, the repetitions, are on different processes
-    assert list(one.forwards(5, 0)) == whole[5:]
+    assert list(one.micro_batches(5, 0)) == whole[5:]
     with pytest.raises(ValueError, match="50 samples, fewer than the global batch of 64"):
         Plan(50, 2, 64)

@@ -116,7 +116,7 @@ def test_the_teacher_sees_the_students_mixed_batch(kind, digits, tmp_path, shuff
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.student.append(inputs[0].numpy()))
     before = {name: tensor.numpy() for name, tensor in trainer.teacher.model.state_dict().items()}
     trainer.parallel.train()
-    values = trainer._train_step([next(trainer._forwards())], 1e-3)
+    values = trainer._train_step([next(trainer._micro_batches())], 1e-3)
     assert np.array_equal(seen.teacher[0], seen.student[0])
     assert values["loss"] == pytest.approx((values["task"] + values["distillation"]) / 2, rel=1e-5)
     after = trainer.teacher.model.state_dict()

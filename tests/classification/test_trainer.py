@@ -9,16 +9,16 @@ import time
 import numpy as np
 import pytest
 
-from classification.checkpoint import read_checkpoint, saved_steps, steps_to_delete, write_atomically
 from classification.config import ModelConfig
 from classification.distributed import World
-from classification.precision import Precision
+from classification.precision import Precision, loss_scale
 from classification.report import read_log
+from classification.run_state import read_run_state, saved_steps, steps_to_delete
 from classification.student import build_student
 from classification.trainer import NonFiniteLossError, Trainer
 from cyclemlp_backbones import CheckpointError, CycleNet, load_weights
 from cyclemlp_backbones import read_checkpoint as weights
-from tests.classification.tiny import ROOT, arguments, environment, run_python, tiny_config
+from tests.classification.tiny import ROOT, arguments, enabled_scaler, environment, run_python, tiny_config
 from tests.reference import GOLDEN
 
 RESUMED = {"run__save_every": 2, "optimizer__accumulate": 2, "data__batch_size": 4}
@@ -34,10 +34,9 @@ def log_rows(folder, event):
 
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """A run that nothing interrupts, in a process with one thread."""
+    """A run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
-    run = run_python("-m", "classification", "train", *arguments(digits, folder, **RESUMED))
-    assert run.returncode == 0, run.stderr
+    Trainer(tiny_config(digits, folder, **RESUMED)).run()
     return folder
 
 
@@ -55,28 +54,35 @@ def test_a_run_leaves_configuration_environment_log_curves_and_weights(whole):
     assert not equal(weights(whole / "last.pdparams"), weights(whole / "last_ema.pdparams"))
 
 
-def test_killed_and_resumed_ends_with_the_same_bits(digits, whole, tmp_path):
-    options = [*arguments(digits, tmp_path, **RESUMED), "--resume", "auto"]
-    command = [sys.executable, "-m", "classification", "train", *options]
-    for step in (3, 6):  # in the first and in the second epoch, at no checkpoint
-        with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:
-                rows = log_rows(tmp_path, "train") if (tmp_path / "log.jsonl").exists() else []
-                if rows and rows[-1]["step"] >= step:
-                    break
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() in (-signal.SIGKILL, 0)
-    run = run_python(*command[1:])
-    assert run.returncode == 0, run.stderr
+@pytest.mark.slow
+def test_killed_and_resumed_ends_with_the_same_bits(digits, tmp_path):
+    """Processes with one thread, so that sums are in the same order."""
+    quiet = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    program = [sys.executable, "-m", "classification", "train"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with subprocess.Popen([*program, *arguments(digits, whole, **RESUMED)], **quiet) as uninterrupted:
+        command = [*program, *arguments(digits, killed, **RESUMED), "--resume", "auto"]
+        for step in (3, 6):  # in the first and in the second epoch, at no run state
+            with subprocess.Popen(command, **quiet) as process:
+                deadline = time.monotonic() + 60
+                while time.monotonic() < deadline:
+                    rows = log_rows(killed, "train") if (killed / "log.jsonl").exists() else []
+                    if rows and rows[-1]["step"] >= step:
+                        break
+                    time.sleep(0.002)
+                process.send_signal(signal.SIGKILL)
+                assert process.wait() in (-signal.SIGKILL, 0)
+        run = run_python(*command[1:])
+        assert run.returncode == 0, run.stderr
+        assert uninterrupted.wait(timeout=60) == 0
     for name in ("last.pdparams", "last_ema.pdparams", "best.pdparams"):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
-    ends = [read_checkpoint(folder / "checkpoints" / "step-00000010.safetensors") for folder in (tmp_path, whole)]
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    ends = [read_run_state(folder / "checkpoints" / "step-00000010.safetensors") for folder in (killed, whole)]
     assert equal(ends[0].arrays, ends[1].arrays)
-    assert [entry.name for entry in tmp_path.rglob("*.part")] == []
+    assert [entry.name for entry in killed.rglob("*.tmp")] == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(digits, tmp_path):
     options = arguments(digits, tmp_path, **RESUMED, schedule__epochs=10000)
     command = [sys.executable, "-m", "classification", "train", *options]
@@ -90,27 +96,30 @@ def test_an_interrupt_says_how_to_go_on(digits, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130, errors
-    assert "interrupted; the same command with --resume auto goes on from the last checkpoint" in errors
+    assert "interrupted; the same command with --resume auto goes on from the last run state" in errors
     assert "Traceback" not in errors
 
 
-def test_left_at_any_step_and_resumed_ends_the_same(digits, tmp_path):
+def test_a_step_after_resuming_leaves_what_the_uninterrupted_run_has(digits, tmp_path):
+    """Of every step, and so of a run that is left at any: weights, average, optimizer, and what else a state holds."""
     changes = {**RESUMED, "run__save_every": 1, "run__keep": 100}
-    reference = tiny_config(digits, tmp_path / "whole", **changes)
-    Trainer(reference).run()
+
+    def state(folder, step):
+        return folder / "checkpoints" / f"step-{step:08d}.safetensors"
+
+    Trainer(tiny_config(digits, tmp_path / "whole", **changes)).run()
     for step in range(1, 10):
-        start = str(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}.safetensors")
-        resumed = tiny_config(digits, tmp_path / str(step), **changes, run__resume=start)
-        Trainer(resumed).run()
-        for name in ("last.pdparams", "last_ema.pdparams"):
-            pair = weights(tmp_path / str(step) / name), weights(tmp_path / "whole" / name)
-            assert max(np.abs(pair[0][key] - pair[1][key]).max() for key in pair[1]) == 0, (step, name)
+        start = state(tmp_path / "whole", step)
+        Trainer(tiny_config(digits, tmp_path / str(step), **changes, run__resume=str(start))).run(stop_at=step + 1)
+        resumed, whole = (read_run_state(state(tmp_path / name, step + 1)) for name in (str(step), "whole"))
+        assert equal(resumed.arrays, whole.arrays), step
+        assert {**resumed.meta, "config": None} == {**whole.meta, "config": None}
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(digits, whole, tmp_path):
+def test_a_run_state_of_another_configuration_is_refused(digits, whole, tmp_path):
     path = whole / "checkpoints" / "step-00000010.safetensors"
     changed = {**RESUMED, "mix__mixup": 0.3, "schedule__epochs": 3, "run__resume": str(path)}
-    differing = r"(?s)mix.mixup: 0.8 in the checkpoint, 0.3 now.*schedule.epochs: 2"
+    differing = r"(?s)mix.mixup: 0.8 in the run state, 0.3 now.*schedule.epochs: 2"
     with pytest.raises(CheckpointError, match=differing) as refused:
         Trainer(tiny_config(digits, tmp_path, **changed))
     assert "run.output" not in str(refused.value).split("set these")[0]
@@ -122,7 +131,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(digits, whole, tmp_pat
     path = tmp_path / "cut.safetensors"
     path.write_bytes((whole / "checkpoints" / "step-00000010.safetensors").read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="damaged"):
-        read_checkpoint(path)
+        read_run_state(path)
 
 
 def test_rotation_keeps_the_last_and_the_best(digits, tmp_path):
@@ -141,7 +150,7 @@ def test_a_run_that_goes_on_from_an_earlier_step_keeps_what_it_writes(digits, tm
     assert {5, 6, 8, 10} <= set(saved_steps(folder))  # the one that it has just written, and those to come
 
 
-def test_a_fresh_run_does_not_mix_its_checkpoints_with_an_earlier_ones(digits, whole):
+def test_a_fresh_run_does_not_mix_its_run_states_with_an_earlier_ones(digits, whole):
     with pytest.raises(CheckpointError, match=r"up to step 10 of an earlier run.*--resume auto.*another run.output"):
         Trainer(tiny_config(digits, whole, **RESUMED))
 
@@ -214,7 +223,7 @@ def test_weights_go_into_the_backbone(whole):
 def test_mixed_precision_is_left_out_on_a_cpu_and_said(digits, tmp_path, caplog):
     with caplog.at_level("INFO"):
         precision = Precision(tiny_config(digits, tmp_path, amp__dtype="float16", amp__level="O2").amp)
-    assert (precision.dtype, precision.half_weights, precision.scaler.scale) == ("none", False, 1.0)
+    assert (precision.dtype, precision.half_weights, loss_scale(precision.scaler)) == ("none", False, 1.0)
     assert "amp.dtype float16 is left out" in caplog.text
 
 
@@ -236,9 +245,9 @@ def test_processes_that_would_resume_at_different_steps_are_refused(digits, tmp_
         trainer._check_same_step()
 
 
-def test_infinite_gradients_stop_a_run_whose_loss_scale_is_at_its_end(digits, tmp_path, caplog):
+def test_infinite_gradients_stop_a_run_whose_loss_scale_is_at_its_end(digits, tmp_path, caplog, monkeypatch):
     trainer = Trainer(tiny_config(digits, tmp_path))
-    trainer.scaler.enabled, trainer.scaler.scale = True, 2.0
+    trainer.scaler = enabled_scaler(monkeypatch, 2.0)
     trainer.model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
     with caplog.at_level("INFO"), pytest.raises(NonFiniteLossError, match="step 1: a gradient is not finite"):
         trainer.run()
@@ -260,26 +269,12 @@ def test_published_weights_are_those_of_the_variant(digits, tmp_path, monkeypatc
 
 
 def test_the_average_moves_once_an_optimizer_step(digits, tmp_path, monkeypatch):
-    trainer = Trainer(tiny_config(digits, tmp_path, **RESUMED))  # two forwards a step
+    trainer = Trainer(tiny_config(digits, tmp_path, **RESUMED))  # two micro-batches a step
     moved = []
     update = trainer.average.update
     monkeypatch.setattr(trainer.average, "update", lambda weights: moved.append(trainer.step) or update(weights))
     trainer.run()
     assert moved == list(range(10))
-
-
-def test_a_failed_write_leaves_the_file_that_was_there(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fails(temporary):
-        temporary.write_text("half")
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="disk is full"):
-        write_atomically(path, fails)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    assert path.read_text() == "old"
 
 
 def test_the_configuration_reaches_the_network():

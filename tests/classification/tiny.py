@@ -6,10 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import paddle
+import pytest
+from paddle.amp import grad_scaler
 
 from classification.config import Config
 from classification.config_files import load_config
+from classification.precision import build_scaler
 from cyclemlp_backbones.digits import DemoSettings, write_demo_data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -64,3 +70,13 @@ def run_python(*command: object, timeout: float = 120) -> subprocess.CompletedPr
         [sys.executable, *map(str, command)],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+def enabled_scaler(monkeypatch: pytest.MonkeyPatch, scale: float, *, interval: int = 2000) -> paddle.amp.GradScaler:
+    """Paddle's scaler at work on a CPU, where it switches itself off; its kernels are there."""
+    place = SimpleNamespace(is_gpu_place=lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(grad_scaler, "_dygraph_tracer", lambda: SimpleNamespace(_expected_place=place))
+        scaler = build_scaler(scale, interval=interval)
+    monkeypatch.setattr(grad_scaler.amp_global_state(), "amp_dtype", "float16")  # as after auto_cast
+    return scaler

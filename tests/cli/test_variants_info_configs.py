@@ -141,29 +141,3 @@ def test_configs_are_copied_and_not_overwritten(tmp_path, capsys):
     assert changed.read_text() == "mine"
     assert main(["configs", str(tmp_path), "--force"]) == 0
     assert changed.read_text() != "mine"
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_the_configurations(tmp_path):
-    """What a user without a checkout gets."""
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(site), str(wheel)], check=True
-    )
-    code = "import sys; from cyclemlp_backbones.cli import main; sys.exit(main(['configs', sys.argv[1]]))"
-    out = tmp_path / "out"
-    subprocess.run(
-        [sys.executable, "-c", code, str(out)],
-        check=True,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(site), "PATH": ""},
-        capture_output=True,
-    )
-    expected = {path.relative_to(ROOT) for path in (ROOT / "seg_configs").rglob("*.yml")}
-    assert {path.relative_to(out) for path in (out / "seg_configs").rglob("*.yml")} == expected

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one .safetensors file each, written whole or not at all, rotated, refused for another run.
+"""Run states, what a run resumes from: one .safetensors file each, whole or not at all, rotated, of one run only.
 
 Random choices need no state: they follow from the seed and the step.
 """
@@ -6,9 +6,8 @@ Random choices need no state: they follow from the seed and the step.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ import safetensors
 from paddle import Tensor
 from safetensors.numpy import save_file
 
-from classification.config import Config
-from classification.config_files import differing_keys
 from cyclemlp_backbones import CheckpointError
+from cyclemlp_backbones.files import write_atomically
+
+from .config import Config
+from .config_files import differing_keys
 
 FORMAT = "cyclemlp-pretraining-1"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -29,7 +30,7 @@ _ACCUMULATOR = re.compile(r"(?:fp32_master_\d+_)?(.+)_\d+")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class RunState:
     """`arrays` by "model/…", "ema/…", "optimizer/…", "master/…"; `meta` has the step, configuration and the rest."""
 
     arrays: dict[str, np.ndarray]
@@ -45,12 +46,12 @@ class Checkpoint:
         return {key.removeprefix(prefix): array for key, array in self.arrays.items() if key.startswith(prefix)}
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
+def state_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, oldest first."""
+    """The steps of the run states in a folder, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
@@ -61,75 +62,61 @@ def steps_to_delete(steps: Iterable[int], *, keep: int, best: int | None) -> lis
     return [step for step in sorted(steps)[:-keep] if step != best]
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int, best: int | None) -> Path:
-    """Writes a checkpoint and then removes earlier ones that are no longer kept. Later ones, of a run that went on from
+def write_run_state(folder: Path, state: RunState, *, keep: int, best: int | None) -> Path:
+    """Writes a run state and then removes earlier ones that are no longer kept. Later ones, of a run that went on from
     an earlier step than it had come to, stay until it comes to them."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = checkpoint_path(folder, checkpoint.step)
-    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
-    metadata = {"format": FORMAT, "meta": json.dumps(checkpoint.meta)}
+    path = state_path(folder, state.step)
+    arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
+    metadata = {"format": FORMAT, "meta": json.dumps(state.meta)}
     write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
-    steps = [step for step in saved_steps(folder) if step <= checkpoint.step]
+    steps = [step for step in saved_steps(folder) if step <= state.step]
     for step in steps_to_delete(steps, keep=keep, best=best):
-        checkpoint_path(folder, step).unlink(missing_ok=True)
+        state_path(folder, step).unlink(missing_ok=True)
     return path
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write(temporary)`, on the disk, and only then under its name."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a file; CheckpointError for a file that is missing, damaged or something else."""
+def read_run_state(path: Path) -> RunState:
+    """The run state in a file; CheckpointError for a file that is missing, damaged or something else."""
     if not path.is_file():
         raise CheckpointError(
-            f"there is no checkpoint {path}; run.resume takes auto or the path of a step-….safetensors"
+            f"there is no run state {path}; run.resume takes auto or the path of a step-….safetensors"
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: it is damaged, or no checkpoint ({error})") from error
+        raise CheckpointError(f"{path}: it is damaged, or no run state ({error})") from error
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is no checkpoint of a training run; weights to start from go into model.pretrained"
-        )
-    return Checkpoint(arrays, json.loads(metadata["meta"]))
+        raise CheckpointError(f"{path} is no run state; weights to start from go into model.pretrained")
+    return RunState(arrays, json.loads(metadata["meta"]))
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that `run.resume` means: None for a fresh start, which "auto" takes where there is none yet.
+    """The run state that `run.resume` means: None for a fresh start, which "auto" takes where there is none yet.
 
-    Without `resume`, CheckpointError for a folder with checkpoints: those of two runs would be mixed up.
+    Without `resume`, CheckpointError for a folder with run states: those of two runs would be mixed up.
     """
     steps = saved_steps(folder)
     if resume is None:
         if steps:
             raise CheckpointError(
-                f"{folder} has checkpoints up to step {steps[-1]} of an earlier run: go on with it (--resume auto), "
+                f"{folder} has run states up to step {steps[-1]} of an earlier run: go on with it (--resume auto), "
                 "choose another run.output, or remove them"
             )
         return None
     if resume != "auto":
         return Path(resume)
-    return checkpoint_path(folder, steps[-1]) if steps else None
+    return state_path(folder, steps[-1]) if steps else None
 
 
-def check_same_run(checkpoint: Checkpoint, config: Config, *, processes: int, samples: str, path: Path) -> None:
-    """CheckpointError with the differing keys unless `config` continues the checkpoint's run."""
-    lines = differing_keys(checkpoint.meta["config"], config)
+def check_same_run(state: RunState, config: Config, *, processes: int, samples: str, path: Path) -> None:
+    """CheckpointError with the differing keys unless `config` continues the state's run."""
+    lines = differing_keys(state.meta["config"], config)
     for key, now in (("processes", processes), ("training list", samples)):
-        if checkpoint.meta[key] != now:
-            lines.append(f"{key}: {checkpoint.meta[key]!r} in the checkpoint, {now!r} now")
+        if state.meta[key] != now:
+            lines.append(f"{key}: {state.meta[key]!r} in the run state, {now!r} now")
     if lines:
         raise CheckpointError(
             f"{path} is of another run:\n  " + "\n  ".join(lines) + "\nset these as they were, or start in another "
@@ -137,14 +124,9 @@ def check_same_run(checkpoint: Checkpoint, config: Config, *, processes: int, sa
         )
 
 
-def model_arrays(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as arrays; half precision as float32, which holds it exactly."""
-    return {name: _array(tensor) for name, tensor in state.items()}
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    half = tensor.dtype in (paddle.float16, paddle.bfloat16)
-    return np.asarray((tensor.astype("float32") if half else tensor).numpy())
+def as_arrays(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as arrays of float32, which holds half precision exactly."""
+    return {name: tensor.detach().astype("float32").numpy() for name, tensor in state.items()}
 
 
 def optimizer_arrays(
@@ -155,14 +137,14 @@ def optimizer_arrays(
     Paddle's own names count layers within a process, and so change with what else was built before.
     """
     state = dict(optimizer.state_dict())
-    master = {names[name]: _array(value) for name, value in state.pop("master_weights", {}).items()}
+    master = {names[name]: array for name, array in as_arrays(state.pop("master_weights", {})).items()}
     state.pop("LR_Scheduler", None)
     accumulators = {}
-    for key, value in state.items():
+    for key, array in as_arrays(state).items():
         name = max((name for name in names if key.startswith(f"{name}_")), key=len)
         match = _ACCUMULATOR.fullmatch(key.removeprefix(f"{name}_"))
         assert match is not None, key
-        accumulators[f"{names[name]}/{match[1]}"] = _array(value)
+        accumulators[f"{names[name]}/{match[1]}"] = array
     return accumulators, master
 
 
