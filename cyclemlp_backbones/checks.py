@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import numbers
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """`value`, if it is an integer from `least` to `most`, no boolean; else ValueError that calls it `name`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    whole = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    if whole is None or whole < least or (most is not None and whole > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; it takes an integer {allowed}")
-    return value
+    return whole
 
 
 def boolean(text: str) -> bool:
@@ -33,6 +35,11 @@ def did_you_mean(given: str, known: Iterable[str], *, cutoff: float = 0.6) -> st
     """ "; did you mean A or B?" for the names of `known` that are near `given`; "" where none is."""
     near = difflib.get_close_matches(given, list(known), n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def visible(text: str) -> str:
+    """`text`, the name of a file for example, with what a terminal would obey or cannot show written as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def existing_file(path: str | Path, what: str, suffixes: Sequence[str] = (".yml", ".yaml")) -> Path:

@@ -74,11 +74,14 @@ def main(argv: list[str]) -> int:
             std=tuple(args.std),
             class_names=args.class_names,
         )
-    manifest = export(model, args.out, format=args.format, overwrite=args.force)
-    if args.quantize:
-        from cyclemlp_backbones.deploy.quantize import quantize
-
-        manifest = quantize(args.out, args.quantize, calibration=args.calibration)
+    manifest = export(
+        model,
+        args.out,
+        format=args.format,
+        overwrite=args.force,
+        quantization=args.quantize,
+        calibration=args.calibration,
+    )
     size = sum((args.out / name).stat().st_size for name in manifest.files)
     print(
         f"wrote {args.out}: {manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, "

@@ -51,9 +51,10 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     from tqdm import tqdm
 
+    from cyclemlp_backbones.checks import visible
     from cyclemlp_backbones.deploy.images import find_images
     from cyclemlp_backbones.deploy.predict import Options, predict_files
-    from cyclemlp_backbones.deploy.results import read_image_ids
+    from cyclemlp_backbones.deploy.results import coco_image_ids
     from cyclemlp_backbones.deploy.runtime import DeployedModel
 
     options = Options(
@@ -70,18 +71,18 @@ def main(argv: list[str]) -> int:
     )
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads is {args.threads}; it takes 1 and more")
-    files = find_images(args.images)
+    files = find_images(args.images, out=args.out)
     model = DeployedModel(args.model, threads=args.threads)
     options.check(model.manifest)
-    image_ids = read_image_ids(args.coco_images) if args.coco_images else None
+    image_ids = coco_image_ids(files, args.coco_images) if args.coco_images else None
     failed = []
     with tqdm(total=len(files), unit="image", disable=None) as progress:
         for file, problem in predict_files(model, files, args.out, options, image_ids=image_ids):
             progress.update()
             if problem:
                 failed.append(file)
-                progress.write(f"left out {file.path}: {problem}", file=sys.stderr)
-    print(f"wrote the results of {len(files) - len(failed)} images to {args.out}")
+                progress.write(visible(f"left out {file.path}: {problem}"), file=sys.stderr)
+    print(visible(f"wrote the results of {len(files) - len(failed)} images to {args.out}"))
     if failed:
         print(f"left out {len(failed)} of {len(files)} images, named above", file=sys.stderr)
     return 1 if failed else 0
