@@ -5,7 +5,6 @@ Standard library only, so that a program may set the environment before Paddle s
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -16,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+
+from cyclemlp_backbones.files import commit, installed_versions
 
 ROUNDS = 9
 """Turns that each alternative gets by default."""
@@ -121,21 +122,16 @@ def start_again_with(wanted: Mapping[str, str]) -> None:
 
 def describe_machine() -> dict[str, str]:
     """What the figures depend on: processor, cores, threads, versions, date and commit."""
-    result = {
+    return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        **installed_versions(_PACKAGES),
     }
-    for package in _PACKAGES:
-        try:
-            result[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return result
 
 
 def _processor() -> str:
@@ -151,18 +147,3 @@ def _processor() -> str:
     if "model name" not in fields:
         return platform.processor() or "unknown"
     return f"{fields['model name']} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
-
-
-def _commit() -> str:
-    """The checkout's commit, with "+" for one that has changes; "unknown" outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return "unknown"
-    return run.stdout.strip() or "unknown"

@@ -36,9 +36,20 @@ def changed(classifier, folder, **values):
         ({"files": {"../model.json": "0", "model.pdiparams": "0"}}, "no file"),
         ({"files": {"model.txt": "0", "model.pdiparams": "0"}}, "end with .json or .pdmodel and .pdiparams"),
         ({"task": "det"}, "0 category_ids for 4 classes"),
+        ({"classes": []}, "0 classes; a model of the task cls has some"),
+        ({"palette": [[1, 2, 3]]}, "1 colours in the palette for 4 classes"),
+        ({"palette": [[1, 2, 256] for _ in range(4)]}, "a value of the palette is 256"),
+        ({"nms": {"score_threshold": 0.5}}, "nms is for detection"),
         ({"preprocessing": {"mean": ["a", 0, 0]}}, "mean of preprocessing"),
         ({"preprocessing": {"std": [0, 1, 1]}}, "preprocessing.std"),
         ({"preprocessing": {"pad_to": 0}}, "pad_to is 0"),
+        ({"preprocessing": {"pad_to": 10**9}}, "pad_to is 1000000000; it takes an integer from 1 to 1024"),
+        ({"preprocessing": {"least": 10**9}}, "least of preprocessing is 1000000000"),
+        ({"preprocessing": {"mean": [float("nan"), 0, 0]}}, "preprocessing.mean is .nan.+finite"),
+        ({"preprocessing": {"std": [1, float("inf"), 1]}}, "preprocessing.std"),
+        ({"preprocessing": {"mean": [10**400, 0, 0]}}, "damaged"),
+        ({"preprocessing": {"input_range": [1, 1]}}, "preprocessing.input_range"),
+        ({"preprocessing": {"channel_order": "RBG"}}, "channel_order is 'RBG'; choose from RGB, BGR"),
         ({"preprocessing": {"resize": "short"}}, "takes 1 sizes"),
     ],
 )
@@ -84,18 +95,32 @@ def test_a_program_that_does_not_load_is_an_error_and_no_crash(classifier, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_fails_leaves_the_earlier_one(classifier, tmp_path, capsys):
-    folder = changed(classifier, tmp_path / "copy")
-    (tmp_path / "names.txt").write_text("one\ntwo\n")
-    flags = ["--task", "cls", "--force", "--class-names", str(tmp_path / "names.txt")]
-    assert main(["export", str(classifier / "b0.pdparams"), str(folder), *flags]) == 1
-    assert "names 2 classes" in capsys.readouterr().err
-    DeployedModel(folder)
-    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
-    assert main(["export", str(classifier / "b0.pdparams"), str(folder), *flags]) == 1
-    assert "names.txt is no text" in capsys.readouterr().err
-    (tmp_path / "holiday").mkdir()
-    (tmp_path / "holiday" / "beach.jpg").write_bytes(b"")
-    assert main(["export", str(classifier / "b0.pdparams"), str(tmp_path / "holiday"), "--task", "cls", "--force"]) == 1
-    assert "not overwritten" in capsys.readouterr().err
-    assert (tmp_path / "holiday" / "beach.jpg").exists()
+@pytest.mark.parametrize(
+    "values", [{"classes": ["ant", "bee", "cat"]}, {"classes": list("abcde")}, {"task": "seg"}, {"task": "features"}]
+)
+def test_a_manifest_that_the_model_does_not_fit_is_refused_before_anything_is_written(
+    classifier, tmp_path, capsys, values
+):
+    more = {"classes": []} if values.get("task") == "features" else {}
+    folder = changed(classifier, tmp_path / "copy", **values, **more)
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    assert main(["predict", str(folder), str(tmp_path / "one.png"), "--out", str(tmp_path / "out")]) == 1
+    assert "this one gives logits [1, 4]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: cls\ntask: seg", "task stands twice"),
+        ("preprocessing: {crop: 64, crop: 32}", "crop stands twice"),
+        ("versions: &a [*a]", r"aliases are not taken: \*a"),
+        ("a: &a [1]\nb: *a", "aliases are not taken"),
+        ("[" * 5000, "damaged"),
+        ("mean: 1" + "0" * 5000, "damaged"),
+    ],
+)
+def test_text_that_could_mean_two_things_or_much_is_refused(tmp_path, text, message):
+    (tmp_path / "cyclemlp.yml").write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path)
