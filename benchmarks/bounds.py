@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import Part
+from benchmarks.documents import Part, write_json
 from benchmarks.exported import NETWORKS, export_network, onnx_call, paddle_call
 from benchmarks.group import THREADS
 from benchmarks.report import describe
@@ -163,7 +163,7 @@ def main() -> None:
     arguments = parser.parse_args()
     start_again_with(variables(THREADS, keep_memory=True))
     bounds = measure_bounds(arguments.rounds)
-    BOUNDS.write_text(json.dumps(bounds, indent=1) + "\n", encoding="utf-8")
+    write_json(BOUNDS, bounds)
     PART.write(DOCUMENT, render(bounds))
     print(f"written to {BOUNDS} and {DOCUMENT}")
 

@@ -8,28 +8,17 @@ The schedule is in iterations. All results lie in the folder OUT: result.json ha
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
 import re
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
-
-# Read once by the matrix library when it loads: one thread and a slow path on AMD processors are the defaults.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.digits import CLASSES, DemoSettings, is_complete, make_scene, write_demo_data
+from cyclemlp_backbones.digits import CLASSES, DemoSettings, make_scene
 from demo.picture import draw_picture
-from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
+from demo.steps import ROOT, Clock, DemoFailure, parser, run_command, run_demo, seg_data, write_result, write_scenes
 from demo.warmup import Phase, warm_up
 
 
@@ -115,36 +104,27 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
         max_digits=DIGITS,
     )
     with clock.phase("data", f"{settings.train} training and {settings.val} held-out scenes into {data}"):
-        if is_complete(data, settings):
-            print("  already there")
-        else:
-            progress = partial(tqdm, total=settings.train + settings.val, unit=" scenes", mininterval=2)
-            write_demo_data(data, settings, force=True, progress=progress)
+        write_scenes(data, settings)
 
     classifier = out / "classifier.pdparams"
     with clock.phase("warm-up", f"CycleMLP-{variant.upper()} classifies single digits, training split only"):
         accuracy = warm_up(variant, schedule.warm_up, classifier, seed=seed)
         print(f"  {accuracy:.1%} of 400 held-out digits right; weights: {classifier}")
 
-    data_options = [
-        f"{split}_dataset.{key}={value}"
-        for split in ("train", "val")
-        for key, value in (("dataset_root", data), (f"{split}_path", data / f"{split}.txt"))
-    ]
     common = ["--config", str(config.relative_to(ROOT)), "--device", "cpu"]
     with clock.phase("training", f"PaddleSeg's trainer, Semantic FPN on CycleMLP-{variant.upper()}"):
         shutil.rmtree(out / "seg", ignore_errors=True)
         arguments = ["seg", "train", *common, "--save_dir", str(out / "seg"), "--seed", str(seed), "--log_iters", "20"]
         if schedule.iterations is not None:
             arguments += ["--iters", str(schedule.iterations)]
-        arguments += ["--opts", *data_options, f"model.backbone.pretrained={classifier}"]
+        arguments += ["--opts", *seg_data(data), f"model.backbone.pretrained={classifier}"]
         run_command(arguments, log, show=r"\[TRAIN\]")
         saved = sorted((out / "seg").glob("iter_*/model.pdparams"), key=lambda path: int(path.parent.name[5:]))
         weights = out / "model.pdparams"
         shutil.copyfile(saved[-1], weights)
 
     with clock.phase("evaluation", f"{settings.val} held-out scenes: other digits, other parts of the photographs"):
-        arguments = ["seg", "val", *common, "--model_path", str(weights), "--opts", *data_options]
+        arguments = ["seg", "val", *common, "--model_path", str(weights), "--opts", *seg_data(data)]
         output = run_command(arguments, log, show="mIoU:")
         miou, class_ious = read_evaluation(output)
         background = all_background_miou(schedule, seed)
@@ -162,10 +142,8 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
         "all_background_miou": round(background, 4),
         "warm_up_accuracy": accuracy,
         "held_out_scenes": settings.val,
-        "seconds": {**clock.seconds, "total": round(clock.total, 1)},
-        "versions": versions("paddleseg"),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result(out, result, clock, "paddleseg")
 
     found = sum(iou > 0.05 for iou in class_ious[1:])
     if miou < background + schedule.least_gain or found < schedule.least_classes:
@@ -182,20 +160,12 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Digits on photographs, segmented with CycleMLP and PaddleSeg.")
-    parser.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="folder of the results (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened; fails if nothing is learnt")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    schedule = SMOKE if arguments.smoke else SCHEDULES[arguments.variant]
-    try:
-        run(arguments.variant, schedule, arguments.out.resolve(), arguments.seed)
-    except (DemoFailure, OSError, ValueError, ImportError) as error:
-        print(f"\ndemo: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    command = parser("Digits on photographs, segmented with CycleMLP and PaddleSeg.", "output/demo")
+    command.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
+    args = command.parse_args()
+    schedule = SMOKE if args.smoke else SCHEDULES[args.variant]
+    return run_demo(lambda: run(args.variant, schedule, args.out.resolve(), args.seed))
 
 
 if __name__ == "__main__":
