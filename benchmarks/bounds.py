@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from benchmarks.group import THREADS
 from benchmarks.report import describe
 from benchmarks.results import STORED
 from benchmarks.rows import CHANNELS
+from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.timing import ROUNDS, describe_machine, measure, start_again_with, variables
 
 BOUNDS = STORED.with_name("bounds.json")
@@ -95,7 +95,7 @@ def onnx_milliseconds(folder: Path, name: str) -> dict[str, float]:
 
 def onednn_milliseconds(folder: Path, name: str) -> dict[str, float]:
     """Milliseconds of a call of Paddle's predictor by oneDNN's primitive, as oneDNN reports them itself."""
-    command = [sys.executable, "-c", _VERBOSE_CODE, str(folder), name, str(_CALLS)]
+    command = isolated_python(_VERBOSE_CODE, folder, name, _CALLS)
     environment = {**os.environ, "ONEDNN_VERBOSE": "1"}
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return parse_verbose(output, _CALLS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from benchmarks.group import THREADS, run_group
 from benchmarks.rows import Figure, Figures, Progress
+from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.timing import Ratio, Timing, measure
 
 NETWORKS = ("b1", "resnet50")
@@ -119,7 +119,7 @@ def try_setting(folder: Path, name: str, setting: dict[str, bool]) -> float | st
         "call = exported.paddle_call(folder, name, setting); exported.check(folder, name, call());"
         "print('seconds', measure({name: call}, rounds=5)[name].minimum)"
     )
-    command = [sys.executable, "-c", code, str(folder), name, json.dumps(setting)]
+    command = isolated_python(code, folder, name, json.dumps(setting))
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_TRY)
     except subprocess.TimeoutExpired:

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from cyclemlp_backbones.files import commit, installed_versions
 
@@ -99,6 +101,38 @@ def measure(
         seconds[name].append((clock() - start) / repeats[name])
         progress(turn + 1, rounds * len(names))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def forward_call(model: Any, image: Any, *, context: Callable[[], Any] = nullcontext) -> Callable[[], None]:
+    """A forward of `model` as in evaluation, without gradients, in a `context` of its own (autocast)."""
+    import paddle
+
+    model.eval()
+
+    def forward() -> None:
+        with paddle.no_grad(), context():
+            model(image)
+
+    return forward
+
+
+def step_call(model: Any, image: Any, label: Any, *, context: Callable[[], Any] = nullcontext) -> Callable[[], None]:
+    """A training step of a classifier: forward in `context`, cross-entropy, backward, an update with momentum."""
+    import paddle
+    import paddle.nn.functional as F
+
+    model.train()
+    optimizer = paddle.optimizer.Momentum(1e-4, parameters=model.parameters())
+
+    def step() -> None:
+        with context():
+            output = model(image)
+        output = output[0] if isinstance(output, (list, tuple)) else output  # GoogLeNet has side outputs
+        F.cross_entropy(output.astype("float32"), label).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+    return step
 
 
 def variables(threads: int, *, keep_memory: bool = False) -> dict[str, str]:

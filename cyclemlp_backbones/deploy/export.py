@@ -92,20 +92,9 @@ def export(
     path = Path(folder)
     check_folder(path, overwrite)
     _prepare(model.layer, format)
-    manifest = Manifest(
-        task=model.task,
-        format=format,
-        architecture=model.architecture,
-        variant=model.variant,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        preprocessing=model.preprocessing,
-        classes=model.classes,
-        palette=model.palette,
-        category_ids=model.category_ids,
-        nms=model.nms,
-        versions={"cyclemlp-backbones": __version__, "paddle": paddle.__version__},
-    )
+    stated = {name: value for name, value in vars(model).items() if name not in ("layer", "input_spec")}
+    versions = {"cyclemlp-backbones": __version__, "paddle": paddle.__version__}
+    manifest = Manifest(format=format, versions=versions, **stated)
     with staged_export(path) as staged:
         if format == "paddle":
             files = _save_paddle(model, staged)
