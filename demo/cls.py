@@ -26,7 +26,7 @@ from classification.config import Config
 from classification.config_files import load_config
 from cyclemlp_backbones.digits import DemoSettings
 from demo import seg
-from demo.steps import ROOT, Clock, DemoFailure, parser, run_command, run_demo, seg_data, write_result, write_scenes
+from demo.steps import ROOT, Clock, DemoFailure, parser, run_demo, write_result, write_scenes
 
 CONFIG = ROOT / "classification" / "configs" / "demo.yml"
 SEG_CONFIG = Path("seg_configs/demo/semantic_fpn_cyclemlp_b0_digits.yml")
@@ -131,20 +131,15 @@ def train_pair(
     return result
 
 
-def segment(out: Path, data: Path, iterations: int, seed: int, weights: Path | None) -> tuple[float, list[float]]:
-    """mIoU and the classes' IoU of PaddleSeg's trainer after so many iterations, from `weights` or from nothing."""
-    options = seg_data(data)
-    start = [] if weights is None else [f"model.backbone.pretrained={weights}"]
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+def segment(out: Path, data: Path, iterations: int, seed: int, weights: Path | None) -> float:
+    """mIoU of PaddleSeg's trainer after so many iterations, from `weights` or from nothing."""
+    out.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
-    common = ["--config", str(SEG_CONFIG), "--device", "cpu"]
-    train = ["train", *common, "--save_dir", str(out), "--seed", str(seed), "--iters", str(iterations)]
-    run_command(["seg", *train, "--log_iters", "50", "--opts", *options, *start], log, show=r"\[TRAIN\]")
-    model = out / f"iter_{iterations}" / "model.pdparams"
-    shutil.copyfile(model, out / "model.pdparams")
-    arguments = ["seg", "val", *common, "--model_path", str(model), "--opts", *options]
-    return seg.read_evaluation(run_command(arguments, log, show="mIoU:"))
+    log.unlink(missing_ok=True)
+    flags = ["--seed", str(seed), "--iters", str(iterations), "--log_iters", "50"]
+    trained = seg.train(SEG_CONFIG, data, out / "seg", log, weights, *flags)
+    shutil.copyfile(trained, out / "model.pdparams")
+    return seg.evaluate(SEG_CONFIG, data, trained, log)[0]
 
 
 def draw(out: Path, student: Config, title: str) -> None:
@@ -205,7 +200,7 @@ def run(lengths: Lengths, out: Path, seed: int) -> None:
     schedule = seg.Schedule(scenes.train, scenes.val, scenes.size, (), least_gain=0.0, least_classes=0)
     for name, start in (("from-nothing", None), ("pretrained", weights)):
         with clock.phase(f"segmentation {name}", f"{lengths.seg_iterations} iterations of PaddleSeg's trainer"):
-            miou[name] = segment(out / name, out / "seg-data", lengths.seg_iterations, seed, start)[0]
+            miou[name] = segment(out / name, out / "seg-data", lengths.seg_iterations, seed, start)
             title = f"Semantic FPN, {name}, {lengths.seg_iterations} iterations: mIoU {miou[name]:.3f}"
             seg.draw(ROOT / SEG_CONFIG, out / name / "model.pdparams", schedule, seed, out / f"{name}.png", title)
     background = seg.all_background_miou(schedule, seed)

@@ -58,6 +58,21 @@ def read_evaluation(output: str) -> tuple[float, list[float]]:
     return float(miou.group(1)), [float(value) for value in ious.group(1).split()]
 
 
+def train(config: Path, data: Path, out: Path, log: Path, start: Path | None, *flags: str) -> Path:
+    """PaddleSeg's trainer on the scenes in `data`, its checkpoints into `out`; the last weights."""
+    shutil.rmtree(out, ignore_errors=True)
+    options = [*seg_data(data), *([] if start is None else [f"model.backbone.pretrained={start}"])]
+    command = ["seg", "train", "--config", str(config), "--device", "cpu", "--save_dir", str(out), *flags]
+    run_command([*command, "--opts", *options], log, show=r"\[TRAIN\]")
+    return max(out.glob("iter_*/model.pdparams"), key=lambda path: int(path.parent.name[5:]))
+
+
+def evaluate(config: Path, data: Path, weights: Path, log: Path) -> tuple[float, list[float]]:
+    """mIoU on the held-out scenes in `data`, and the IoU of every class."""
+    command = ["seg", "val", "--config", str(config), "--device", "cpu", "--model_path", str(weights)]
+    return read_evaluation(run_command([*command, "--opts", *seg_data(data)], log, show="mIoU:"))
+
+
 def all_background_miou(schedule: Schedule, seed: int) -> float:
     """mIoU on the held-out split of a prediction that is background everywhere."""
     shares = [
@@ -111,22 +126,14 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
         accuracy = warm_up(variant, schedule.warm_up, classifier, seed=seed)
         print(f"  {accuracy:.1%} of 400 held-out digits right; weights: {classifier}")
 
-    common = ["--config", str(config.relative_to(ROOT)), "--device", "cpu"]
+    relative, weights = config.relative_to(ROOT), out / "model.pdparams"
     with clock.phase("training", f"PaddleSeg's trainer, Semantic FPN on CycleMLP-{variant.upper()}"):
-        shutil.rmtree(out / "seg", ignore_errors=True)
-        arguments = ["seg", "train", *common, "--save_dir", str(out / "seg"), "--seed", str(seed), "--log_iters", "20"]
-        if schedule.iterations is not None:
-            arguments += ["--iters", str(schedule.iterations)]
-        arguments += ["--opts", *seg_data(data), f"model.backbone.pretrained={classifier}"]
-        run_command(arguments, log, show=r"\[TRAIN\]")
-        saved = sorted((out / "seg").glob("iter_*/model.pdparams"), key=lambda path: int(path.parent.name[5:]))
-        weights = out / "model.pdparams"
-        shutil.copyfile(saved[-1], weights)
+        flags = [] if schedule.iterations is None else ["--iters", str(schedule.iterations)]
+        flags += ["--seed", str(seed), "--log_iters", "20"]
+        shutil.copyfile(train(relative, data, out / "seg", log, classifier, *flags), weights)
 
     with clock.phase("evaluation", f"{settings.val} held-out scenes: other digits, other parts of the photographs"):
-        arguments = ["seg", "val", *common, "--model_path", str(weights), "--opts", *seg_data(data)]
-        output = run_command(arguments, log, show="mIoU:")
-        miou, class_ious = read_evaluation(output)
+        miou, class_ious = evaluate(relative, data, weights, log)
         background = all_background_miou(schedule, seed)
         print("  IoU: " + ", ".join(f"{name} {iou:.2f}" for name, iou in zip(CLASSES, class_ious)))
         print(f"  background everywhere would have mIoU {background:.3f}")

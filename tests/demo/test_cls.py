@@ -102,7 +102,7 @@ def test_weights_go_into_segmentation_and_too_little_learnt_is_a_failure(bench, 
 
     def segment(out, data, iterations, seed, weights):
         starts.append(weights)
-        return (0.1 if weights is None else 0.13), []
+        return 0.1 if weights is None else 0.13
 
     monkeypatch.setattr(cls, "segment", segment)
     monkeypatch.setattr(cls.seg, "draw", lambda *arguments: pictures.append(arguments[4].name))
