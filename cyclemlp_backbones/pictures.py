@@ -19,6 +19,7 @@ UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
     EOFError,
     IndexError,
     KeyError,

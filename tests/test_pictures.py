@@ -74,6 +74,13 @@ def test_damaged_files_are_errors_that_the_loader_knows(tmp_path, monkeypatch):
             read_rgb(tmp_path / "b.jpg")
     with pytest.raises(UNREADABLE):
         read_rgb(tmp_path / "missing.jpg")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "hello"  # the orientation, and a text that becomes the resolution
+    Image.fromarray(PICTURE).save(tmp_path / "c.jpg", exif=exif)
+    content = (tmp_path / "c.jpg").read_bytes()
+    (tmp_path / "c.jpg").write_bytes(content.replace(b"\x01\x0e\x00\x02", b"\x01\x1a\x00\x02"))
+    with pytest.raises(UNREADABLE):
+        read_rgb(tmp_path / "c.jpg")
 
 
 @pytest.mark.parametrize("name", ["picture.jpg", "picture.png", "picture.eps"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cyclemlp_backbones.checks import visible
 from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS
 
 
@@ -83,10 +84,8 @@ def main(argv: list[str]) -> int:
         calibration=args.calibration,
     )
     size = sum((args.out / name).stat().st_size for name in manifest.files)
-    print(
-        f"wrote {args.out}: {manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, "
-        f"{size / 1e6:.1f} MB; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"
-    )
+    what = f"{manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, {size / 1e6:.1f} MB"
+    print(visible(f"wrote {args.out}: {what}; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"))
     return 0
 
 
