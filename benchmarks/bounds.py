@@ -11,19 +11,19 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import Part
+from benchmarks.documents import Part, write_json
 from benchmarks.exported import NETWORKS, export_network, onnx_call, paddle_call
 from benchmarks.group import THREADS
 from benchmarks.report import describe
 from benchmarks.results import STORED
 from benchmarks.rows import CHANNELS
+from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.timing import ROUNDS, describe_machine, measure, start_again_with, variables
 
 BOUNDS = STORED.with_name("bounds.json")
@@ -95,7 +95,7 @@ def onnx_milliseconds(folder: Path, name: str) -> dict[str, float]:
 
 def onednn_milliseconds(folder: Path, name: str) -> dict[str, float]:
     """Milliseconds of a call of Paddle's predictor by oneDNN's primitive, as oneDNN reports them itself."""
-    command = [sys.executable, "-c", _VERBOSE_CODE, str(folder), name, str(_CALLS)]
+    command = isolated_python(_VERBOSE_CODE, folder, name, _CALLS)
     environment = {**os.environ, "ONEDNN_VERBOSE": "1"}
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return parse_verbose(output, _CALLS)
@@ -163,7 +163,7 @@ def main() -> None:
     arguments = parser.parse_args()
     start_again_with(variables(THREADS, keep_memory=True))
     bounds = measure_bounds(arguments.rounds)
-    BOUNDS.write_text(json.dumps(bounds, indent=1) + "\n", encoding="utf-8")
+    write_json(BOUNDS, bounds)
     PART.write(DOCUMENT, render(bounds))
     print(f"written to {BOUNDS} and {DOCUMENT}")
 

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.deployment_table import WITHOUT_ONNX, stored_file, write_document
+from benchmarks.documents import ROOT, write_json
+from benchmarks.group import THREADS
 from cyclemlp_backbones.timing import describe_machine, measure, start_again_with, variables
 
-ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "output" / "demo"
-THREADS = 2
 SHAPES = [(1, 224, 224), (3, 96, 64), (1, 97, 131), (3, 33, 45), (1, 32, 32)]
 DETECTOR_SHAPES = [(1, 320, 320), (3, 96, 64), (1, 96, 160), (3, 32, 64), (1, 32, 32)]
 """Multiples of 32, which the manifest's `pad_to` makes of every picture."""
@@ -230,7 +230,7 @@ def main() -> None:
         return
     results = measure_all(args.rounds)
     path = stored_file(results["machine"]["paddlepaddle"])
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(path, results)
     if path == stored_file("3"):
         if (args.demo / "model.pdparams").is_file():
             command = [sys.executable, "-m", "benchmarks.quantised", "--demo", str(args.demo.resolve())]

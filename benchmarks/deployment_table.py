@@ -5,15 +5,14 @@ python -m benchmarks.deployment_table
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import Part
+from benchmarks.documents import RESULTS, ROOT, Part
+from benchmarks.documents import describe as describe_run
+from benchmarks.documents import read_json as read
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "deployment.md"
-RESULTS = ROOT / "docs" / "results"
 QUANTISED = RESULTS / "quantised.json"
 TOLERANCE = 1e-4
 EQUALITY = Part("exported models", "make bench-deploy")
@@ -36,11 +35,7 @@ def stored_file(paddle: str) -> Path:
 
 
 def describe(machine: dict[str, str]) -> str:
-    packages = ", ".join(f"{name} {machine[name]}" for name in _PACKAGES if name in machine)
-    return (
-        f"{machine['processor']}, {machine['threads']} threads, Python {machine['python']}, {packages}, "
-        f"{machine['date']}, commit {machine['commit']}"
-    )
+    return describe_run(machine, _PACKAGES, python=f"Python {machine['python']}")
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -93,10 +88,6 @@ def quantised_table(results: dict[str, Any]) -> str:
     ratio = bf16["bf16"] / bf16["float32"]
     lines.append(f"| bf16 | {bf16['difference']:.1%} of the largest | {bf16['bf16']:.1f} ms | {ratio:.2f} |")
     return "\n".join([*lines, "", f"{describe(results['machine'])}."])
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def equality_part() -> str:

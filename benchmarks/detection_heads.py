@@ -32,7 +32,7 @@ os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # steps run this file by its path, elsewhere
 
-from benchmarks.documents import Part  # noqa: E402
+from benchmarks.documents import RESULTS, Part, read_json, write_json  # noqa: E402
 
 HEADS = {
     "retinanet": "RetinaNet",
@@ -41,7 +41,6 @@ HEADS = {
     "cascade_mask_rcnn": "Cascade Mask R-CNN",
 }
 ACTIONS = ("train", "eval", "infer", "export")
-RESULTS = ROOT / "docs" / "results"
 PART = Part("detection heads", "python -m benchmarks.detection_heads --readme README.md")
 _SIZE, _TRAIN_SCENES, _STEPS = 64, 16, 8
 _NORMALIZE = {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -178,6 +177,7 @@ def compare(config: Path, exported: Path, batch: int) -> None:
     import paddle
     from ppdet.core.workspace import create
 
+    from benchmarks.exported import predictor_call
     from cyclemlp_backbones.adapters.paddledet import register_paddledet
     from cyclemlp_backbones.adapters.paddledet.launch import read_config
 
@@ -187,12 +187,7 @@ def compare(config: Path, exported: Path, batch: int) -> None:
     model = create(settings.architecture)
     model.set_state_dict(paddle.load(settings.weights))
     model.eval()
-    (program,) = (path for path in exported.iterdir() if path.name in ("model.json", "model.pdmodel"))
-    inference = paddle.inference.Config(str(program), str(exported / "model.pdiparams"))
-    inference.disable_gpu()
-    inference.disable_glog_info()
-    inference.disable_onednn() if hasattr(inference, "disable_onednn") else inference.disable_mkldnn()
-    predictor = paddle.inference.create_predictor(inference)
+    predict = predictor_call(exported, onednn=False)
     random = np.random.default_rng(0)
     for height, width in ((64, 64), (96, 128)):
         feed = {
@@ -202,10 +197,7 @@ def compare(config: Path, exported: Path, batch: int) -> None:
         }
         with paddle.no_grad():
             expected = model({name: paddle.to_tensor(array) for name, array in feed.items()})
-        for name in predictor.get_input_names():
-            predictor.get_input_handle(name).copy_from_cpu(feed[name])
-        predictor.run()
-        outputs = [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]
+        outputs = predict(feed)
         if int(expected["bbox_num"].sum()) == 0:
             raise StepFailure(f"no box to compare for {height} x {width}")
         for array, (name, value) in zip(outputs, expected.items()):
@@ -264,7 +256,7 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def stored_results() -> dict[str, dict[str, Any]]:
     """The results of all versions measured so far, by Paddle's version."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("detection_heads_*.json"))]
+    results = [read_json(path) for path in sorted(RESULTS.glob("detection_heads_*.json"))]
     return {result["paddle"]: result for result in results}
 
 
@@ -291,8 +283,7 @@ def main() -> int:
             result = measure(arguments.heads, folder)
         works = all(cell["works"] for cells in result["heads"].values() for cell in cells.values())
         if list(result["heads"]) == list(HEADS):
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"detection_heads_{result['paddle']}.json").write_text(json.dumps(result, indent=1) + "\n")
+            write_json(RESULTS / f"detection_heads_{result['paddle']}.json", result)
         else:
             print("nothing is stored: only a run of all heads is")
     table = render(stored_results())

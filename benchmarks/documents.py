@@ -1,9 +1,32 @@
-"""Parts of the project's documents that measurements write, each between two markers."""
+"""What measurements write: JSON, and parts of the project's documents, each between two markers."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def describe(machine: Mapping[str, str], packages: Sequence[str], **more: str) -> str:
+    """What figures were measured on, in words: processor and threads, `packages` with their versions, date, commit."""
+    versions = (f"{name} {machine[name]}" for name in packages if name in machine)
+    parts = [machine["processor"], f"{machine['threads']} threads", more.get("python", ""), ", ".join(versions)]
+    parts += [machine["date"], more.get("rounds", ""), f"commit {machine['commit']}"]
+    return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

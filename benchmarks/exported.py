@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.group import THREADS, run_group
 from benchmarks.rows import Figure, Figures, Progress
+from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.timing import Ratio, Timing, measure
 
 NETWORKS = ("b1", "resnet50")
@@ -36,44 +36,57 @@ def export_network(name: str, folder: Path) -> None:
     from benchmarks.network import build
     from cyclemlp_backbones.deploy.export import IMAGE, Exportable, export
     from cyclemlp_backbones.deploy.manifest import Preprocessing
+    from cyclemlp_backbones.deploy.networks import numbered
 
     model = build(name)
     model.eval()
     image = paddle.randn(SHAPE)
     with paddle.no_grad():
         np.savez(folder / f"{name}.npz", image=image.numpy(), logits=model(image).numpy())
-    exportable = Exportable(model, "cls", type(model).__name__, None, ("image",), ("logits",), [IMAGE], Preprocessing())
+    spec = (("image",), ("logits",), [IMAGE], Preprocessing(), numbered(1000))
+    exportable = Exportable(model, "cls", type(model).__name__, None, *spec)
     for kind in ("paddle", "onnx"):
         export(exportable, folder / f"{name}_{kind}", format=kind)
+
+
+def predictor_call(
+    folder: Path, *, onednn: bool, ir_optim: bool = True, bf16: bool = False, threads: int = THREADS
+) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """Paddle's predictor of the model in `folder`: arrays by the names of its inputs -> arrays of its outputs."""
+    from paddle import inference
+
+    (program,) = (path for path in folder.iterdir() if path.suffix in (".json", ".pdmodel"))
+    config = inference.Config(str(program), str(program.with_suffix(".pdiparams")))
+    config.disable_gpu()
+    config.set_cpu_math_library_num_threads(threads)
+    config.switch_ir_optim(ir_optim)
+    config.disable_glog_info()
+    if onednn:
+        config.enable_mkldnn()
+    else:
+        config.disable_mkldnn()
+    if bf16:
+        config.enable_mkldnn_bfloat16()
+    predictor = inference.create_predictor(config)
+    sources = {name: predictor.get_input_handle(name) for name in predictor.get_input_names()}
+    results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
+
+    def call(feeds: Mapping[str, Any]) -> list[Any]:
+        for name, source in sources.items():
+            source.copy_from_cpu(feeds[name])
+        predictor.run()
+        return [result.copy_to_cpu() for result in results]
+
+    return call
 
 
 def paddle_call(folder: Path, name: str, setting: dict[str, bool]) -> Callable[[], Any]:
     """A call of Paddle's predictor that returns the logits."""
     import numpy as np
-    from paddle import inference
 
-    exported = folder / f"{name}_paddle"
-    program = next(path for path in (exported / "model.json", exported / "model.pdmodel") if path.exists())
-    config = inference.Config(str(program), str(exported / "model.pdiparams"))
-    config.disable_gpu()
-    config.set_cpu_math_library_num_threads(THREADS)
-    config.switch_ir_optim(setting["ir_optim"])
-    config.disable_glog_info()
-    if setting["onednn"]:
-        config.enable_mkldnn()
-    else:
-        config.disable_mkldnn()
-    predictor = inference.create_predictor(config)
-    image = np.load(folder / f"{name}.npz")["image"]
-    source = predictor.get_input_handle(predictor.get_input_names()[0])
-    result = predictor.get_output_handle(predictor.get_output_names()[0])
-
-    def call() -> Any:
-        source.copy_from_cpu(image)
-        predictor.run()
-        return result.copy_to_cpu()
-
-    return call
+    call = predictor_call(folder / f"{name}_paddle", **setting)
+    feeds = {"image": np.load(folder / f"{name}.npz")["image"]}
+    return lambda: call(feeds)[0]
 
 
 def onnx_call(folder: Path, name: str) -> Callable[[], Any]:
@@ -106,7 +119,7 @@ def try_setting(folder: Path, name: str, setting: dict[str, bool]) -> float | st
         "call = exported.paddle_call(folder, name, setting); exported.check(folder, name, call());"
         "print('seconds', measure({name: call}, rounds=5)[name].minimum)"
     )
-    command = [sys.executable, "-c", code, str(folder), name, json.dumps(setting)]
+    command = isolated_python(code, folder, name, json.dumps(setting))
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_TRY)
     except subprocess.TimeoutExpired:

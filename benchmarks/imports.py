@@ -6,16 +6,16 @@ python -m benchmarks.imports [--rounds 9]
 from __future__ import annotations
 
 import subprocess
-import sys
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
+from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.timing import measure
 
 
 def figures(rounds: int, progress: Progress) -> Figures:
     def running(statement: str) -> None:
-        subprocess.run([sys.executable, "-c", statement], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(isolated_python(statement), check=True, stderr=subprocess.DEVNULL)
 
     times = measure(
         {

@@ -9,13 +9,13 @@ PaddleSeg's, a backbone without a classifier's head, which costs next to nothing
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import write_json
 from benchmarks.group import THREADS, show_progress
 from benchmarks.results import STORED
 from cyclemlp_backbones.timing import ROUNDS, describe_machine, measure, start_again_with, variables
@@ -110,7 +110,7 @@ def main() -> None:
         print(f"{point['series']:<28} {point['name']:<11} top-1 {point['top1']:.1f} %  {point['ms']:.1f} ms")
     if arguments.json:
         data = {"machine": describe_machine(), "rounds": arguments.rounds, "points": points}
-        arguments.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, data)
 
 
 if __name__ == "__main__":

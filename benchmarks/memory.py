@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
+from cyclemlp_backbones.files import isolated_python
 
 BATCH = 16
 MOST_ROUNDS = 3
@@ -58,8 +58,9 @@ def megabytes_of(case: str) -> float:
     """Megabytes of a case, from a process of its own."""
     code = f"from benchmarks import memory; print(memory.growth(memory.prepare({case!r})))"
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", code]
-    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(
+        isolated_python(code), env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     return int(output.split()[-1]) / 1024
 
 

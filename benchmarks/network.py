@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
+from cyclemlp_backbones import timing
 from cyclemlp_backbones.timing import Ratio, Timing, measure
 
 SECONDS_A_TURN = 0.3
@@ -36,35 +37,17 @@ def build(name: str) -> Any:
     return model
 
 
-def forward_call(name: str, batch: int, size: int) -> Callable[[], object]:
+def forward_call(name: str, batch: int, size: int) -> Callable[[], None]:
     import paddle
 
-    model = build(name)
-    model.eval()
-    image = paddle.randn([batch, 3, size, size])
-
-    def forward() -> None:
-        with paddle.no_grad():
-            model(image)
-
-    return forward
+    return timing.forward_call(build(name), paddle.randn([batch, 3, size, size]))
 
 
-def step_call(model: Any, batch: int, size: int = 224) -> Callable[[], object]:
+def step_call(model: Any, batch: int, size: int = 224) -> Callable[[], None]:
     """A training step of a classifier of 1000 classes, with the network's own stochastic parts."""
     import paddle
-    import paddle.nn.functional as F
 
-    model.train()
-    optimizer = paddle.optimizer.Momentum(1e-4, parameters=model.parameters())
-    image, label = paddle.randn([batch, 3, size, size]), paddle.randint(0, 1000, [batch])
-
-    def step() -> None:
-        F.cross_entropy(model(image), label).backward()
-        optimizer.step()
-        optimizer.clear_grad()
-
-    return step
+    return timing.step_call(model, paddle.randn([batch, 3, size, size]), paddle.randint(0, 1000, [batch]))
 
 
 def _figure(key: str, times: dict[str, Timing], ours: str, other: str) -> Figure:

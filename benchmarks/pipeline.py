@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.group import run_group
 from benchmarks.rows import Figure, Figures, Progress
+from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.timing import ROUNDS, Ratio, Timing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,7 @@ def figures(rounds: int, progress: Progress) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photographs(Path(folder))
         code = "import sys; from benchmarks.pipeline import serve; serve(sys.argv[1:])"
-        workers = {"ours": Worker([sys.executable, "-c", code, *paths])}
+        workers = {"ours": Worker(isolated_python(code, *paths))}
         if TIMM_PYTHON.exists():
             workers["timm"] = Worker([TIMM_PYTHON, ROOT / "benchmarks" / "timm_worker.py", *paths])
         seconds: dict[str, list[float]] = {name: [] for name in workers}

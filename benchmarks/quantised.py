@@ -6,21 +6,22 @@ python -m benchmarks.quantised --demo output/demo          after `make demo`
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.deployment_table import QUANTISED, ROOT
+from benchmarks.deployment_table import QUANTISED
+from benchmarks.documents import ROOT, read_json, write_json
+from benchmarks.exported import predictor_call
+from benchmarks.group import THREADS
 from cyclemlp_backbones.timing import describe_machine, measure, start_again_with, variables
 
 CLASSES = 11
 SIDE = 256
-THREADS = 2
 
 
 def _miou(predicted: Path, data: Path, pairs: Sequence[Sequence[str]]) -> float:
@@ -78,27 +79,11 @@ def measure_bf16() -> dict[str, float]:
         weights = f"{scratch}/b1.pdparams"
         paddle.save(build_classifier("b1").state_dict(), weights)
         export(network_export(weights, "cls"), f"{scratch}/model", format="paddle")
-
-        def predictor(bf16: bool) -> Callable[[], np.ndarray]:
-            config = paddle.inference.Config(f"{scratch}/model/model.json", f"{scratch}/model/model.pdiparams")
-            config.disable_gpu()
-            config.disable_glog_info()
-            config.set_cpu_math_library_num_threads(THREADS)
-            config.enable_mkldnn()
-            if bf16:
-                config.enable_mkldnn_bfloat16()
-            runner = paddle.inference.create_predictor(config)
-            source = runner.get_input_handle(runner.get_input_names()[0])
-            target = runner.get_output_handle(runner.get_output_names()[0])
-
-            def call() -> np.ndarray:
-                source.copy_from_cpu(image)
-                runner.run()
-                return target.copy_to_cpu()
-
-            return call
-
-        calls = {"float32": predictor(False), "bf16": predictor(True)}
+        models = {
+            name: predictor_call(Path(scratch) / "model", onednn=True, bf16=name == "bf16")
+            for name in ("float32", "bf16")
+        }
+        calls = {name: partial(lambda model: model({"image": image})[0], model) for name, model in models.items()}
         expected, actual = calls["float32"](), calls["bf16"]()
         times = measure(calls)
     difference = float(np.abs(actual - expected).max() / np.abs(expected).max())
@@ -110,7 +95,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, metavar="DIR", required=True, help="output folder of `make demo`")
     args = parser.parse_args()
     start_again_with(variables(THREADS))
-    variant = json.loads((args.demo / "result.json").read_text(encoding="utf-8"))["variant"]
+    variant = read_json(args.demo / "result.json")["variant"]
     results = {
         "machine": describe_machine(),
         "variant": variant,
@@ -118,7 +103,7 @@ def main() -> None:
         "int8": measure_int8(args.demo, variant),
         "bf16": measure_bf16(),
     }
-    QUANTISED.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(QUANTISED, results)
     print(f"wrote {QUANTISED}")
 
 

@@ -5,16 +5,16 @@ python -m benchmarks.report
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import Part
+from benchmarks import documents
+from benchmarks.documents import ROOT, Part, read_json
 from benchmarks.latency import LATENCIES, OURS
 from benchmarks.results import STORED, Results
 from benchmarks.rows import ROWS, Figure, Row
 
-README = STORED.parent.parent.parent / "README.md"
+README = ROOT / "README.md"
 PICTURE = STORED.with_name("latency.png")
 PART = Part("speed", "make bench")
 
@@ -22,11 +22,7 @@ _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "onnxruntime")
 
 
 def describe(machine: dict[str, str], rounds: int) -> str:
-    packages = ", ".join(f"{name} {machine[name]}" for name in _PACKAGES if name in machine)
-    return (
-        f"{machine['processor']}, {machine['threads']} threads, {packages}, {machine['date']}, "
-        f"{rounds} rounds in turns, commit {machine['commit']}"
-    )
+    return documents.describe(machine, _PACKAGES, rounds=f"{rounds} rounds in turns")
 
 
 def _number(value: float, row: Row) -> str:
@@ -98,7 +94,7 @@ def draw(latencies: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     PART.write(README, table(Results.read(STORED)))
-    draw(json.loads(LATENCIES.read_text(encoding="utf-8")), PICTURE)
+    draw(read_json(LATENCIES), PICTURE)
     print(f"{README} and {PICTURE} show {STORED.name} and {LATENCIES.name}")
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.documents import RESULTS, read_json, write_json
 from benchmarks.rows import ROWS, Figure
 
-STORED = Path(__file__).resolve().parent.parent / "docs" / "results" / "bench.json"
+STORED = RESULTS / "bench.json"
 """The figures that the README shows, and that `make bench-smoke` compares with."""
 
 
@@ -33,18 +33,17 @@ class Results:
         return next(figure for figure in self.figures if figure.key == key)
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         data = {
             "machine": self.machine,
             "rounds": self.rounds,
             "seconds": {group: round(seconds, 1) for group, seconds in self.seconds.items()},
             "figures": [_rounded(figure.as_json()) for figure in self.figures],
         }
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_json(path, data)
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         figures = in_order(Figure(**figure) for figure in data["figures"])
         return cls(data["machine"], data["rounds"], figures, data["seconds"])
 

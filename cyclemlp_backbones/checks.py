@@ -97,6 +97,11 @@ def did_you_mean(given: str, known: Iterable[str], *, cutoff: float = 0.6) -> st
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+def visible(text: str) -> str:
+    """`text`, the name of a file for example, with what a terminal would obey or cannot show written as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def existing_file(path: str | Path, what: str, suffixes: Sequence[str] = (".yml", ".yaml")) -> Path:
     """`path`, if it is a file; else FileNotFoundError that calls it `what` and names near files of its folder."""
     path = Path(path)

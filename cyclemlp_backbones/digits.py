@@ -13,13 +13,16 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cyclemlp_backbones.checks import check_integer
+from cyclemlp_backbones.files import write_atomically
 
 CLASSES = ("background", *map(str, range(10)))
 """Names of the class ids 0 to 10: the digit `d` is class `d + 1`."""
@@ -113,12 +116,6 @@ def make_scene(
         digits = [Digit(digit.value, digit.mask & ~mask) for digit in digits] + [Digit(value, mask)]
         full_areas.append(int(mask.sum()))
     return Scene(image, tuple(digits))
-
-
-def check_integer(name: str, value: int, least: int, most: int) -> None:
-    """Raises ValueError, which names `name`, unless `value` is an integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}; it takes an integer from {least} to {most}")
 
 
 @functools.cache
@@ -241,7 +238,7 @@ class DemoSettings:
         check_integer("val", self.val, 1, MAX_SCENES)
         check_integer("size", self.size, MIN_SIZE, MAX_SIZE)
         check_integer("seed", self.seed, 0, 2**32 - 1)
-        check_integer("max_digits", self.max_digits, 1, 1 if alone else 9)  # type: ignore[arg-type]
+        check_integer("max_digits", self.max_digits, 1, 1 if alone else 9)
 
 
 def is_complete(folder: str | os.PathLike, settings: DemoSettings) -> bool:
@@ -302,44 +299,38 @@ def write_demo_data(
     _write_marker(folder, settings, complete=True)
 
 
-_FOLDERS = {"seg": ("images", "annotations"), "coco": (*SPLITS, "annotations"), "imagenet": SPLITS}
+_FOLDERS_OF = {"seg": ("images", "annotations"), "coco": (*SPLITS, "annotations"), "imagenet": SPLITS}
 _LISTS = ("train.txt", "val.txt", "labels.txt", "map_to_10.txt")
 
 
 def _start(folder: Path, settings: DemoSettings) -> None:
-    """Removes what an earlier call wrote into `folder`, and makes the folders that this one writes into."""
+    """Removes what an earlier call wrote into `folder`."""
     try:
         earlier = json.loads((folder / MARKER).read_text())["format"]
     except (OSError, ValueError, KeyError, TypeError):
         earlier = None
     folder.mkdir(parents=True, exist_ok=True)
     _write_marker(folder, settings, complete=False)
-    if earlier in _FOLDERS:
-        for name in _FOLDERS[earlier]:
+    if earlier in _FOLDERS_OF:
+        for name in _FOLDERS_OF[earlier]:
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in _LISTS:
             (folder / name).unlink(missing_ok=True)
-    for name in _FOLDERS[settings.format]:
-        if name in SPLITS and settings.format == "imagenet":
-            for value in range(10):
-                (folder / name / _synset(value)).mkdir(parents=True, exist_ok=True)
-        elif name in SPLITS or settings.format == "coco":
-            (folder / name).mkdir(exist_ok=True)
-        else:
-            for split in SPLITS:
-                (folder / name / split).mkdir(parents=True, exist_ok=True)
 
 
 def _write_marker(folder: Path, settings: DemoSettings, *, complete: bool) -> None:
-    temporary = folder / f"{MARKER}.part"
-    temporary.write_text(json.dumps({"complete": complete, **asdict(settings)}, indent=1) + "\n")
-    os.replace(temporary, folder / MARKER)
+    text = json.dumps({"complete": complete, **asdict(settings)}, indent=1) + "\n"
+    write_atomically(folder / MARKER, lambda path: path.write_text(text))
 
 
-def _save_image(image: np.ndarray, path: Path) -> None:
+def _save_image(image: np.ndarray, path: Path, palette: Sequence[Sequence[int]] = ()) -> None:
     from PIL import Image
 
-    Image.fromarray(image).save(path, compress_level=6)
+    picture = Image.fromarray(image)
+    if palette:
+        picture.putpalette([channel for colour in palette for channel in colour])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, compress_level=6)
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -347,13 +338,9 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def _write_seg_scene(folder: Path, split: str, index: int, scene: Scene) -> str:
-    from PIL import Image
-
     image, annotation = f"images/{split}/{index:06d}.png", f"annotations/{split}/{index:06d}.png"
     _save_image(scene.image, folder / image)
-    class_map = Image.fromarray(scene.class_map, mode="P")
-    class_map.putpalette([channel for colour in PALETTE for channel in colour])
-    class_map.save(folder / annotation, compress_level=6)
+    _save_image(scene.class_map, folder / annotation, PALETTE)
     return f"{image} {annotation}"
 
 
@@ -372,6 +359,8 @@ def _write_imagenet_scene(folder: Path, split: str, index: int, scene: Scene) ->
 def _finish_imagenet(folder: Path, split: str, lines: list[str]) -> None:
     _write_lines(folder / f"{split}.txt", lines)
     _write_lines(folder / "map_to_10.txt", (f"{_synset(value)} {value}" for value in range(10)))
+    for value in range(10):  # also those that no scene of the split shows
+        (folder / split / _synset(value)).mkdir(exist_ok=True)
 
 
 def _synset(value: int) -> str:
@@ -404,7 +393,9 @@ def _finish_coco(folder: Path, split: str, records: list[dict[str, Any]]) -> Non
         "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
         "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES) if number > 0],
     }
-    (folder / "annotations" / f"instances_{split}.json").write_bytes(json.dumps(document).encode())
+    target = folder / "annotations" / f"instances_{split}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(json.dumps(document).encode())
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:

@@ -6,8 +6,10 @@ import hashlib
 import importlib.metadata
 import os
 import secrets
+import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,23 +23,32 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     killed process left behind of the same file is removed.
     """
     path = Path(path)
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    _sweep(path)
-    temporary = path.with_name(f".{path.name}.{owner}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         temporary.touch(exist_ok=False)  # nobody's file, and no link to one
         mode = temporary.stat().st_mode & 0o777
         write(temporary)
         temporary.chmod(mode)
-        _to_disk(temporary)
+        to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened
-        _to_disk(path.parent)
+        to_disk(path.parent)
 
 
-def _to_disk(path: Path) -> None:
+def temporary_beside(path: Path) -> Path:
+    """A new name beside `path`, for a file or folder that is to take its place.
+
+    What killed processes of this machine have left under such names is removed.
+    """
+    _sweep(path)
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    return path.with_name(f".{path.name}.{owner}.{secrets.token_hex(4)}.tmp")
+
+
+def to_disk(path: Path) -> None:
+    """Returns when what was written to a file, or into a folder, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,7 +62,10 @@ def _sweep(path: Path) -> None:
     for left in path.parent.glob(f".{path.name}.{host}*.tmp"):
         pid = left.name.removeprefix(f".{path.name}.{host}").split(".")[0]
         if pid.isdecimal() and not _runs(int(pid)):
-            left.unlink(missing_ok=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _runs(pid: int) -> bool:
@@ -62,6 +76,14 @@ def _runs(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def isolated_python(code: str, *arguments: object) -> list[str]:
+    """The command that runs `code` with `arguments` in a Python of its own, which imports what this one does, and
+    nothing from the current folder."""
+    paths = [path for path in sys.path if path]
+    start = "import sys; sys.path[:] = sys.argv.pop(1).splitlines()"
+    return [sys.executable, "-I", "-c", f"{start}\n{code}", "\n".join(paths), *map(str, arguments)]
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""What is read, whatever a file's name ends with. Pillow knows more, and starts Ghostscript for a PostScript file."""
 
 WHITE = (255, 255, 255)
 
@@ -15,6 +19,7 @@ UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
     EOFError,
     IndexError,
     KeyError,
@@ -25,15 +30,31 @@ UNREADABLE = (
 )
 """What Pillow raises on files that are missing, cut short, damaged or no images."""
 
+_ROWS = 256
 
-def read_rgb(path: str | os.PathLike) -> Image.Image:
+
+def read_rgb(path: str | os.PathLike, *, most_pixels: int | None = None) -> Image.Image:
     """The picture in a file as a viewer shows it: turned by its EXIF orientation, transparency on white, RGB.
 
-    Raises one of `UNREADABLE` for a file that holds no whole picture.
+    Raises one of `UNREADABLE` for a file that holds no whole picture of one of the `FORMATS`, or one of more than
+    `most_pixels`; None leaves the limit to Pillow.
     """
-    with Image.open(path) as image:
+    with _pillows_limit(most_pixels is None), Image.open(path, formats=FORMATS) as image:
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than --max-pixels {most_pixels}")
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def _pillows_limit(on: bool) -> Iterator[None]:
+    """Pillow warns of, and refuses, pictures that are large, unless it is told otherwise for the whole process."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = limit if on else None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -47,13 +68,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Gray values of 16 bits (modes I;16 and I) or floats (0 to 1, or 0 to 255) as uint8."""
-    numbers = values.astype(np.float64)
-    if mode != "F":
-        numbers = numbers / 257
-    elif numbers.size and numbers.min() >= 0 and numbers.max() <= 1:
-        numbers = numbers * 255
-    return np.clip(np.rint(numbers), 0, 255).astype(np.uint8)
+    """Gray values of 16 bits (modes I;16 and I) or floats (0 to 1, or 0 to 255) as uint8, some rows at a time."""
+    factor = 1 / 257
+    if mode == "F":
+        factor = 255.0 if values.size and values.min() >= 0 and values.max() <= 1 else 1.0
+    result = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS):
+        rows = slice(start, start + _ROWS)
+        result[rows] = np.clip(np.rint(values[rows] * factor), 0, 255)
+    return result
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

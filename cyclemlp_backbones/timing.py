@@ -5,7 +5,6 @@ Standard library only, so that a program may set the environment before Paddle s
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -13,9 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
+
+from cyclemlp_backbones.files import commit, installed_versions
 
 ROUNDS = 9
 """Turns that each alternative gets by default."""
@@ -100,6 +103,38 @@ def measure(
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
+def forward_call(model: Any, image: Any, *, context: Callable[[], Any] = nullcontext) -> Callable[[], None]:
+    """A forward of `model` as in evaluation, without gradients, in a `context` of its own (autocast)."""
+    import paddle
+
+    model.eval()
+
+    def forward() -> None:
+        with paddle.no_grad(), context():
+            model(image)
+
+    return forward
+
+
+def step_call(model: Any, image: Any, label: Any, *, context: Callable[[], Any] = nullcontext) -> Callable[[], None]:
+    """A training step of a classifier: forward in `context`, cross-entropy, backward, an update with momentum."""
+    import paddle
+    import paddle.nn.functional as F
+
+    model.train()
+    optimizer = paddle.optimizer.Momentum(1e-4, parameters=model.parameters())
+
+    def step() -> None:
+        with context():
+            output = model(image)
+        output = output[0] if isinstance(output, (list, tuple)) else output  # GoogLeNet has side outputs
+        F.cross_entropy(output.astype("float32"), label).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+    return step
+
+
 def variables(threads: int, *, keep_memory: bool = False) -> dict[str, str]:
     """The environment variables that figures mean something with; libraries read them when they load.
 
@@ -121,21 +156,16 @@ def start_again_with(wanted: Mapping[str, str]) -> None:
 
 def describe_machine() -> dict[str, str]:
     """What the figures depend on: processor, cores, threads, versions, date and commit."""
-    result = {
+    return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        **installed_versions(_PACKAGES),
     }
-    for package in _PACKAGES:
-        try:
-            result[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return result
 
 
 def _processor() -> str:
@@ -151,18 +181,3 @@ def _processor() -> str:
     if "model name" not in fields:
         return platform.processor() or "unknown"
     return f"{fields['model name']} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
-
-
-def _commit() -> str:
-    """The checkout's commit, with "+" for one that has changes; "unknown" outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return "unknown"
-    return run.stdout.strip() or "unknown"

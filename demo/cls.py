@@ -9,9 +9,6 @@ All results lie in the folder OUT: result.json has the figures.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import shutil
 import statistics
 import sys
@@ -23,17 +20,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-# Read once by the matrix library when it loads: one thread and a slow path on AMD processors are the defaults.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from classification.config import Config
 from classification.config_files import load_config
-from cyclemlp_backbones.digits import DemoSettings, is_complete, write_demo_data
+from cyclemlp_backbones.digits import DemoSettings
 from demo import seg
-from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
+from demo.steps import ROOT, Clock, DemoFailure, parser, run_demo, write_result, write_scenes
 
 CONFIG = ROOT / "classification" / "configs" / "demo.yml"
 SEG_CONFIG = Path("seg_configs/demo/semantic_fpn_cyclemlp_b0_digits.yml")
@@ -135,32 +128,15 @@ def train_pair(
     return result
 
 
-def segment(out: Path, data: Path, iterations: int, seed: int, weights: Path | None) -> tuple[float, list[float]]:
-    """mIoU and the classes' IoU of PaddleSeg's trainer after so many iterations, from `weights` or from nothing."""
-    options = [
-        f"{split}_dataset.{key}={value}"
-        for split in ("train", "val")
-        for key, value in (("dataset_root", data), (f"{split}_path", data / f"{split}.txt"))
-    ]
-    start = [] if weights is None else [f"model.backbone.pretrained={weights}"]
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+def segment(out: Path, data: Path, iterations: int, seed: int, weights: Path | None) -> float:
+    """mIoU of PaddleSeg's trainer after so many iterations, from `weights` or from nothing."""
+    out.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
-    common = ["--config", str(SEG_CONFIG), "--device", "cpu"]
-    train = ["train", *common, "--save_dir", str(out), "--seed", str(seed), "--iters", str(iterations)]
-    run_command(["seg", *train, "--log_iters", "50", "--opts", *options, *start], log, show=r"\[TRAIN\]")
-    model = out / f"iter_{iterations}" / "model.pdparams"
-    shutil.copyfile(model, out / "model.pdparams")
-    arguments = ["seg", "val", *common, "--model_path", str(model), "--opts", *options]
-    return seg.read_evaluation(run_command(arguments, log, show="mIoU:"))
-
-
-def write_data(folder: Path, wanted: DemoSettings) -> None:
-    if is_complete(folder, wanted):
-        print("  already there")
-        return
-    progress = partial(tqdm, total=wanted.train + wanted.val, unit=" scenes", mininterval=2)
-    write_demo_data(folder, wanted, force=True, progress=progress)
+    log.unlink(missing_ok=True)
+    flags = ["--seed", str(seed), "--iters", str(iterations), "--log_iters", "50"]
+    trained = seg.train(SEG_CONFIG, data, out / "seg", log, weights, *flags)
+    shutil.copyfile(trained, out / "model.pdparams")
+    return seg.evaluate(SEG_CONFIG, data, trained, log)[0]
 
 
 def draw(out: Path, student: Config, title: str) -> None:
@@ -198,7 +174,7 @@ def classify(lengths: Lengths, out: Path, seed: int, clock: Clock, **changes: An
     data, weights = out / "data", out / "teacher.pdparams"
     size = settings(out, data, seed).data.input_size
     with clock.phase("data", f"{lengths.train} training and {lengths.val} held-out images into {data}"):
-        write_data(data, DemoSettings("imagenet", train=lengths.train, val=lengths.val, size=size, seed=seed))
+        write_scenes(data, DemoSettings("imagenet", train=lengths.train, val=lengths.val, size=size, seed=seed))
     with clock.phase("teacher", f"{TEACHER} of paddle.vision.models"):
         changes |= {"schedule__epochs": lengths.teacher_epochs, "data__batch_size": TEACHER_BATCH}
         top1 = train_teacher(settings(out, data, seed, **changes), weights)
@@ -216,11 +192,11 @@ def run(lengths: Lengths, out: Path, seed: int) -> None:
     miou = {}
     scenes = DemoSettings("seg", train=lengths.seg_scenes, val=240, size=SEG_SIZE, seed=seed, max_digits=seg.DIGITS)
     with clock.phase("segmentation data", f"{scenes.train} training and {scenes.val} held-out scenes"):
-        write_data(out / "seg-data", scenes)
+        write_scenes(out / "seg-data", scenes)
     schedule = seg.Schedule(scenes.train, scenes.val, scenes.size, (), least_gain=0.0, least_classes=0)
     for name, start in (("from-nothing", None), ("pretrained", weights)):
         with clock.phase(f"segmentation {name}", f"{lengths.seg_iterations} iterations of PaddleSeg's trainer"):
-            miou[name] = segment(out / name, out / "seg-data", lengths.seg_iterations, seed, start)[0]
+            miou[name] = segment(out / name, out / "seg-data", lengths.seg_iterations, seed, start)
             title = f"Semantic FPN, {name}, {lengths.seg_iterations} iterations: mIoU {miou[name]:.3f}"
             seg.draw(ROOT / SEG_CONFIG, out / name / "model.pdparams", schedule, seed, out / f"{name}.png", title)
     background = seg.all_background_miou(schedule, seed)
@@ -231,10 +207,8 @@ def run(lengths: Lengths, out: Path, seed: int) -> None:
         "miou": {**miou, "background everywhere": round(background, 4)},
         "weights": str(weights),
         "lengths": asdict(lengths),
-        "seconds": {**clock.seconds, "total": round(clock.total, 1)},
-        "versions": versions("paddleseg"),
     }
-    write_result(out, result)
+    write_result(out, result, clock, "paddleseg")
     print(f"\ntop-1 on {lengths.val} held-out images: {answer}")
     print(
         f"mIoU after {lengths.seg_iterations} iterations: from nothing {miou['from-nothing']:.3f}, from the weights of "
@@ -257,15 +231,8 @@ def bench(lengths: Lengths, out: Path, seeds: Sequence[int]) -> None:
     for seed in seeds:
         folder = out / f"seed-{seed}"
         rows.append(train_pair(folder, data, weights, lengths.student_epochs, seed, clock, **BENCH_CHANGES))
-    result = {
-        "teacher": teacher,
-        "seeds": list(seeds),
-        **summary(rows),
-        "lengths": asdict(lengths),
-        "seconds": {**clock.seconds, "total": round(clock.total, 1)},
-        "versions": versions("paddleseg"),
-    }
-    write_result(out, result)
+    result = {"teacher": teacher, "seeds": list(seeds), **summary(rows), "lengths": asdict(lengths)}
+    write_result(out, result, clock, "paddleseg")
     print(f"\nteacher {teacher:.1f} %; {lengths.student_epochs} x {lengths.train} images for each student")
     for seed, row, gain in zip(seeds, rows, result["gains"]):
         print(f"seed {seed}: student {row['student']:.1f} %, distilled {row['distilled']:.1f} %, gain {gain:+.1f}")
@@ -287,31 +254,20 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def write_result(out: Path, result: Mapping[str, Any]) -> None:
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Digits on photographs, classified and distilled with CycleMLP.")
-    parser.add_argument("--out", type=Path, help="folder of the results (output/demo-cls, output/bench-distill)")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened")
-    parser.add_argument("--bench", action="store_true", help="one teacher, students with three seeds")
-    arguments = parser.parse_args()
-    out = (arguments.out or Path("output/bench-distill" if arguments.bench else "output/demo-cls")).resolve()
+    help_text = "folder of the results (output/demo-cls, output/bench-distill)"
+    command = parser("Digits on photographs, classified and distilled with CycleMLP.", None, help_text)
+    command.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
+    command.add_argument("--bench", action="store_true", help="one teacher, students with three seeds")
+    args = command.parse_args()
+    out = (args.out or Path("output/bench-distill" if args.bench else "output/demo-cls")).resolve()
     from classification.report import configure_logging
 
     configure_logging()
-    try:
-        if arguments.bench:
-            seeds = range(arguments.seed, arguments.seed + SEEDS)
-            bench(replace(SMOKE, student_epochs=1) if arguments.smoke else BENCH, out, seeds)
-        else:
-            run(SMOKE if arguments.smoke else Lengths(), out, arguments.seed)
-    except (DemoFailure, OSError, ValueError, ImportError) as error:
-        print(f"\ndemo: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if args.bench:
+        lengths = replace(SMOKE, student_epochs=1) if args.smoke else BENCH
+        return run_demo(lambda: bench(lengths, out, range(args.seed, args.seed + SEEDS)))
+    return run_demo(lambda: run(SMOKE if args.smoke else Lengths(), out, args.seed))
 
 
 if __name__ == "__main__":

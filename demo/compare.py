@@ -12,32 +12,35 @@ time on this machine, and no more. The folder OUT gets result.json and result.md
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
-
-# Read once by the matrix library when it loads: one thread and a slow path on AMD processors are the defaults.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.digits import MAX_SCENES, DemoSettings, is_complete, write_demo_data
+from cyclemlp_backbones.digits import MAX_SCENES, DemoSettings
 from demo.det import DETECTORS, read_precisions
 from demo.seg import DIGITS, read_evaluation
-from demo.steps import ROOT, DemoFailure, run_command, versions
+from demo.steps import (
+    ROOT,
+    DemoFailure,
+    det_data,
+    det_schedule,
+    parser,
+    run_command,
+    run_demo,
+    seg_data,
+    versions,
+    write_json,
+    write_scenes,
+)
 
 HEADS = {**DETECTORS, "semantic_fpn": "Semantic FPN"}
 RESNET = "resnet50"
@@ -123,26 +126,16 @@ def train(head: str, backbone: str, steps: int, scale: Scale, data: Path, out: P
     log = out / f"{config.stem}.log"
     warm_up = max(1, min(25, steps // 10))
     if head == "semantic_fpn":
-        options = [
-            f"{split}_dataset.{key}={value}"
-            for split in ("train", "val")
-            for key, value in (("dataset_root", data), (f"{split}_path", data / f"{split}.txt"))
-        ]
-        options += [f"lr_scheduler.warmup_iters={warm_up}"]
+        options = [*seg_data(data), f"lr_scheduler.warmup_iters={warm_up}"]
         flags = ["--config", str(config), "--device", "cpu", "--seed", str(SEED), "--batch_size", str(scale.batch_size)]
         flags += ["--iters", str(steps), "--save_interval", str(steps), "--log_iters", str(LOG_STEPS)]
         flags += ["--save_dir", str(out / config.stem), *(["--do_eval"] if evaluate else [])]
         return run_command(["seg", "train", *flags, "--opts", *options], log, show=_SHOWN)
-    options = [f"{name}Dataset.dataset_dir={data}" for name in ("Train", "Eval", "Test")]
-    decay = [
-        {"name": "CosineDecay", "max_epochs": 1},
-        {"name": "LinearWarmup", "start_factor": 0.1, "steps": warm_up},
-    ]
-    options += [
-        "epoch=1",
+    options = [
+        *det_data(data),
+        *det_schedule(1, warm_up),
         f"TrainDataset.sample_num={steps * scale.batch_size}",
         f"TrainReader.batch_size={scale.batch_size}",
-        f"LearningRate.schedulers={json.dumps(decay)}",
         f"log_iter={LOG_STEPS}",
         f"save_dir={out}",
     ]
@@ -177,9 +170,7 @@ def make_data(head: str, scenes: int, scale: Scale, folder: Path) -> None:
         seed=SEED,
         max_digits=DIGITS,  # one large digit: several small ones are not learnt from random weights in such a time
     )
-    if not is_complete(folder, settings):
-        progress = partial(tqdm, total=scenes + scale.val_scenes, unit=" scenes", mininterval=2)
-        write_demo_data(folder, settings, force=True, progress=progress)
+    write_scenes(folder, settings)
 
 
 def measure_steps(heads: Sequence[str], backbones: Sequence[str], scale: Scale, out: Path) -> dict[str, dict[str, int]]:
@@ -216,13 +207,13 @@ def render(rows: Sequence[Row]) -> str:
 
 def write_results(rows: Sequence[Row], scale: Scale, out: Path) -> None:
     """result.json and result.md."""
-    result: Mapping[str, object] = {
+    result = {
         "scale": asdict(scale),
         "rows": [asdict(row) for row in rows],
-        "versions": {**versions("paddledet"), "paddleseg": versions("paddleseg")["paddleseg"]},
+        "versions": versions("paddledet", "paddleseg"),
         "threads": int(os.environ["OMP_NUM_THREADS"]),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out / "result.json", result)
     (out / "result.md").write_text(render(rows) + "\n")
 
 
@@ -261,35 +252,30 @@ def run(heads: Sequence[str], variants: Sequence[str], scale: Scale, out: Path) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="CycleMLP and ResNet-50: same data, same time, random weights.")
-    parser.add_argument("--variant", choices=("b0", "b1"), nargs="+", default=["b1"], help="of CycleMLP (b1)")
-    parser.add_argument("--heads", choices=HEADS, nargs="+", default=list(HEADS), help="default: all")
-    parser.add_argument("--seconds", type=float, help=f"of training for each row ({Scale.seconds:g})")
-    parser.add_argument("--out", type=Path, default=Path("output/compare"), help="folder of the results (%(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened; the figures mean nothing")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    scale = SMOKE if arguments.smoke else Scale()
-    out = arguments.out.resolve()
-    try:
-        if arguments.seconds is not None:
-            if not 1 <= arguments.seconds <= 86400:
-                raise ValueError(f"--seconds is {arguments.seconds:g}; it takes a number from 1 to 86400")
-            scale = Scale(**{**asdict(scale), "seconds": arguments.seconds})
-        rows = run(list(dict.fromkeys(arguments.heads)), list(dict.fromkeys(arguments.variant)), scale, out)
-    except (DemoFailure, OSError, ValueError, ImportError) as error:
-        print(f"\ncompare: error: {error}", file=sys.stderr)
-        return 1
-    print(f"\n{scale.seconds:g} s of training for each row, random weights, {os.environ['OMP_NUM_THREADS']} threads\n")
-    print(render(rows))
-    worst = max(rows, key=lambda row: abs(row.seconds / scale.seconds - 1))
-    if abs(worst.seconds / scale.seconds - 1) > 0.1 and not arguments.smoke:
-        print(
-            f"\n{HEADS[worst.head]} on {backbone_title(worst.backbone, worst.head)} took {worst.seconds:.0f} s: "
-            "the machine's speed changed between the timing and the training. Run again when nothing else runs."
-        )
-    print(f"\nfigures  {out / 'result.json'}, {out / 'result.md'}")
-    return 0
+    command = parser("CycleMLP and ResNet-50: same data, same time, random weights.", "output/compare")
+    command.add_argument("--variant", choices=("b0", "b1"), nargs="+", default=["b1"], help="of CycleMLP (b1)")
+    command.add_argument("--heads", choices=HEADS, nargs="+", default=list(HEADS), help="default: all")
+    command.add_argument("--seconds", type=float, help=f"of training for each row ({Scale.seconds:g})")
+    args = command.parse_args()
+    scale = SMOKE if args.smoke else Scale()
+
+    def compare() -> None:
+        wanted = scale if args.seconds is None else replace(scale, seconds=args.seconds)
+        if not 1 <= wanted.seconds <= 86400:
+            raise ValueError(f"--seconds is {wanted.seconds:g}; it takes a number from 1 to 86400")
+        out = args.out.resolve()
+        rows = run(list(dict.fromkeys(args.heads)), list(dict.fromkeys(args.variant)), wanted, out)
+        threads = os.environ["OMP_NUM_THREADS"]
+        print(f"\n{wanted.seconds:g} s of training for each row, random weights, {threads} threads\n\n{render(rows)}")
+        worst = max(rows, key=lambda row: abs(row.seconds / wanted.seconds - 1))
+        if abs(worst.seconds / wanted.seconds - 1) > 0.1 and not args.smoke:
+            print(
+                f"\n{HEADS[worst.head]} on {backbone_title(worst.backbone, worst.head)} took {worst.seconds:.0f} s: "
+                "the machine's speed changed between the timing and the training. Run again when nothing else runs."
+            )
+        print(f"\nfigures  {out / 'result.json'}, {out / 'result.md'}")
+
+    return run_demo(compare)
 
 
 if __name__ == "__main__":

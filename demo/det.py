@@ -10,29 +10,30 @@ same variant, else with a short classification warm-up. All results lie in the f
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import os
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
-
-# Read once by the matrix library when it loads: one thread and a slow path on AMD processors are the defaults.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.digits import DemoSettings, is_complete, make_scene, write_demo_data
+from cyclemlp_backbones.digits import DemoSettings, make_scene
 from demo.det_picture import Found, draw_detections
-from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
+from demo.steps import (
+    ROOT,
+    Clock,
+    DemoFailure,
+    det_data,
+    det_schedule,
+    parser,
+    run_command,
+    run_demo,
+    write_result,
+    write_scenes,
+)
 from demo.warmup import Phase, warm_up
 
 DETECTORS = {"retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN"}
@@ -153,17 +154,12 @@ def train_and_evaluate(
     log.unlink(missing_ok=True)
     file = ROOT / "det_configs" / "demo" / f"{detector}_cyclemlp_{variant}_digits.yml"
     weights = out / detector / "model_final.pdparams"
-    data = [f"{name}Dataset.dataset_dir={out / 'data'}" for name in ("Train", "Eval", "Test")]
-    config = [str(file.relative_to(ROOT)), "-o", *data, f"weights={weights}"]
+    config = [str(file.relative_to(ROOT)), "-o", *det_data(out / "data"), f"weights={weights}"]
     named = f"{DETECTORS[detector]} on CycleMLP-{variant.upper()}"
     with clock.phase(f"{detector} training", f"PaddleDetection's trainer, {named}"):
         options = [f"save_dir={out / detector}", f"CycleMLP.pretrained={start}"]
         if schedule.epochs is not None:
-            decay = [
-                {"name": "CosineDecay", "max_epochs": schedule.epochs},
-                {"name": "LinearWarmup", "start_factor": 0.1, "steps": 5},
-            ]
-            options += [f"epoch={schedule.epochs}", f"LearningRate.schedulers={json.dumps(decay)}"]
+            options += det_schedule(schedule.epochs, 5)
         run_command(["det", "train", "-c", *config, *options], log, show=r"eta: ")
         shutil.copyfile(out / detector / file.stem / "model_final.pdparams", weights)
     with clock.phase(f"{detector} evaluation", f"{schedule.val_scenes} held-out scenes"):
@@ -211,19 +207,14 @@ def run(
     data = out / "data"
     settings = DemoSettings("coco", train=schedule.train_scenes, val=schedule.val_scenes, size=schedule.size, seed=seed)
     with clock.phase("data", f"{settings.train} training and {settings.val} held-out scenes into {data}"):
-        if is_complete(data, settings):
-            print("  already there")
-        else:
-            progress = partial(tqdm, total=settings.train + settings.val, unit=" scenes", mininterval=2)
-            write_demo_data(data, settings, force=True, progress=progress)
+        write_scenes(data, settings)
     with clock.phase("start", f"weights for CycleMLP-{variant.upper()}"):
         start, origin = start_weights(variant, schedule, out, classification, segmentation, seed)
     result: dict[str, object] = {"variant": variant, "start": origin, "held_out_scenes": settings.val}
     reached: dict[str, dict[str, float]] = {}
     for detector in detectors:
         result[detector] = reached[detector] = train_and_evaluate(detector, variant, schedule, out, start, seed, clock)
-        result.update(seconds={**clock.seconds, "total": round(clock.total, 1)}, versions=versions("paddledet"))
-        (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_result(out, result, clock, "paddledet")
         check_precisions(detector, reached[detector], schedule, out)
     print(f"\nfigures  {out / 'result.json'}")
     for detector in detectors:
@@ -234,28 +225,18 @@ def run(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Digits on photographs, detected with CycleMLP and PaddleDetection.")
-    parser.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
-    parser.add_argument("--detector", choices=DETECTORS, nargs="+", default=list(DETECTORS), help="default: both")
-    parser.add_argument("--out", type=Path, default=Path("output/demo-det"), help="folder of the results (%(default)s)")
+    command = parser("Digits on photographs, detected with CycleMLP and PaddleDetection.", "output/demo-det")
+    command.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
+    command.add_argument("--detector", choices=DETECTORS, nargs="+", default=list(DETECTORS), help="default: both")
     for name, folder in (("classification", "output/demo-cls"), ("segmentation", "output/demo")):
         help_text = f"results of the {name} demo, whose weights are used if they are there (%(default)s)"
-        parser.add_argument(f"--{name}", type=Path, default=Path(folder), help=help_text)
-    parser.add_argument("--seed", type=int, default=0, help="of the data and the warm-up (%(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    schedule = SMOKE if arguments.smoke else SCHEDULES[arguments.variant]
-    detectors = list(dict.fromkeys(arguments.detector))
-    out, classification, segmentation = (
-        path.resolve() for path in (arguments.out, arguments.classification, arguments.segmentation)
-    )
-    try:
-        run(arguments.variant, schedule, detectors, out, classification, segmentation, arguments.seed)
-    except (DemoFailure, OSError, ValueError, ImportError) as error:
-        print(f"\ndemo: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        command.add_argument(f"--{name}", type=Path, default=Path(folder), help=help_text)
+    command.add_argument("--seed", type=int, default=0, help="of the data and the warm-up (%(default)s)")
+    args = command.parse_args()
+    schedule = SMOKE if args.smoke else SCHEDULES[args.variant]
+    detectors = list(dict.fromkeys(args.detector))
+    folders = [path.resolve() for path in (args.out, args.classification, args.segmentation)]
+    return run_demo(lambda: run(args.variant, schedule, detectors, *folders, args.seed))
 
 
 if __name__ == "__main__":

@@ -8,28 +8,17 @@ The schedule is in iterations. All results lie in the folder OUT: result.json ha
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
 import re
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
-
-# Read once by the matrix library when it loads: one thread and a slow path on AMD processors are the defaults.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cyclemlp_backbones.digits import CLASSES, DemoSettings, is_complete, make_scene, write_demo_data
+from cyclemlp_backbones.digits import CLASSES, DemoSettings, make_scene
 from demo.picture import draw_picture
-from demo.steps import ROOT, Clock, DemoFailure, run_command, versions
+from demo.steps import ROOT, Clock, DemoFailure, parser, run_command, run_demo, seg_data, write_result, write_scenes
 from demo.warmup import Phase, warm_up
 
 
@@ -67,6 +56,21 @@ def read_evaluation(output: str) -> tuple[float, list[float]]:
     if miou is None or ious is None:
         raise DemoFailure("PaddleSeg's evaluation printed no mIoU and class IoU")
     return float(miou.group(1)), [float(value) for value in ious.group(1).split()]
+
+
+def train(config: Path, data: Path, out: Path, log: Path, start: Path | None, *flags: str) -> Path:
+    """PaddleSeg's trainer on the scenes in `data`, its checkpoints into `out`; the last weights."""
+    shutil.rmtree(out, ignore_errors=True)
+    options = [*seg_data(data), *([] if start is None else [f"model.backbone.pretrained={start}"])]
+    command = ["seg", "train", "--config", str(config), "--device", "cpu", "--save_dir", str(out), *flags]
+    run_command([*command, "--opts", *options], log, show=r"\[TRAIN\]")
+    return max(out.glob("iter_*/model.pdparams"), key=lambda path: int(path.parent.name[5:]))
+
+
+def evaluate(config: Path, data: Path, weights: Path, log: Path) -> tuple[float, list[float]]:
+    """mIoU on the held-out scenes in `data`, and the IoU of every class."""
+    command = ["seg", "val", "--config", str(config), "--device", "cpu", "--model_path", str(weights)]
+    return read_evaluation(run_command([*command, "--opts", *seg_data(data)], log, show="mIoU:"))
 
 
 def all_background_miou(schedule: Schedule, seed: int) -> float:
@@ -115,38 +119,21 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
         max_digits=DIGITS,
     )
     with clock.phase("data", f"{settings.train} training and {settings.val} held-out scenes into {data}"):
-        if is_complete(data, settings):
-            print("  already there")
-        else:
-            progress = partial(tqdm, total=settings.train + settings.val, unit=" scenes", mininterval=2)
-            write_demo_data(data, settings, force=True, progress=progress)
+        write_scenes(data, settings)
 
     classifier = out / "classifier.pdparams"
     with clock.phase("warm-up", f"CycleMLP-{variant.upper()} classifies single digits, training split only"):
         accuracy = warm_up(variant, schedule.warm_up, classifier, seed=seed)
         print(f"  {accuracy:.1%} of 400 held-out digits right; weights: {classifier}")
 
-    data_options = [
-        f"{split}_dataset.{key}={value}"
-        for split in ("train", "val")
-        for key, value in (("dataset_root", data), (f"{split}_path", data / f"{split}.txt"))
-    ]
-    common = ["--config", str(config.relative_to(ROOT)), "--device", "cpu"]
+    relative, weights = config.relative_to(ROOT), out / "model.pdparams"
     with clock.phase("training", f"PaddleSeg's trainer, Semantic FPN on CycleMLP-{variant.upper()}"):
-        shutil.rmtree(out / "seg", ignore_errors=True)
-        arguments = ["seg", "train", *common, "--save_dir", str(out / "seg"), "--seed", str(seed), "--log_iters", "20"]
-        if schedule.iterations is not None:
-            arguments += ["--iters", str(schedule.iterations)]
-        arguments += ["--opts", *data_options, f"model.backbone.pretrained={classifier}"]
-        run_command(arguments, log, show=r"\[TRAIN\]")
-        saved = sorted((out / "seg").glob("iter_*/model.pdparams"), key=lambda path: int(path.parent.name[5:]))
-        weights = out / "model.pdparams"
-        shutil.copyfile(saved[-1], weights)
+        flags = [] if schedule.iterations is None else ["--iters", str(schedule.iterations)]
+        flags += ["--seed", str(seed), "--log_iters", "20"]
+        shutil.copyfile(train(relative, data, out / "seg", log, classifier, *flags), weights)
 
     with clock.phase("evaluation", f"{settings.val} held-out scenes: other digits, other parts of the photographs"):
-        arguments = ["seg", "val", *common, "--model_path", str(weights), "--opts", *data_options]
-        output = run_command(arguments, log, show="mIoU:")
-        miou, class_ious = read_evaluation(output)
+        miou, class_ious = evaluate(relative, data, weights, log)
         background = all_background_miou(schedule, seed)
         print("  IoU: " + ", ".join(f"{name} {iou:.2f}" for name, iou in zip(CLASSES, class_ious)))
         print(f"  background everywhere would have mIoU {background:.3f}")
@@ -162,10 +149,8 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
         "all_background_miou": round(background, 4),
         "warm_up_accuracy": accuracy,
         "held_out_scenes": settings.val,
-        "seconds": {**clock.seconds, "total": round(clock.total, 1)},
-        "versions": versions("paddleseg"),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result(out, result, clock, "paddleseg")
 
     found = sum(iou > 0.05 for iou in class_ious[1:])
     if miou < background + schedule.least_gain or found < schedule.least_classes:
@@ -182,20 +167,12 @@ def run(variant: str, schedule: Schedule, out: Path, seed: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Digits on photographs, segmented with CycleMLP and PaddleSeg.")
-    parser.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="folder of the results (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="all steps, much shortened; fails if nothing is learnt")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    schedule = SMOKE if arguments.smoke else SCHEDULES[arguments.variant]
-    try:
-        run(arguments.variant, schedule, arguments.out.resolve(), arguments.seed)
-    except (DemoFailure, OSError, ValueError, ImportError) as error:
-        print(f"\ndemo: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    command = parser("Digits on photographs, segmented with CycleMLP and PaddleSeg.", "output/demo")
+    command.add_argument("--variant", choices=SCHEDULES, default="b0", help="size of the backbone (%(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the data, the weights and the order (%(default)s)")
+    args = command.parse_args()
+    schedule = SMOKE if args.smoke else SCHEDULES[args.variant]
+    return run_demo(lambda: run(args.variant, schedule, args.out.resolve(), args.seed))
 
 
 if __name__ == "__main__":

@@ -72,14 +72,27 @@ def test_visible_parts_do_not_overlap_and_at_most_a_quarter_of_a_digit_is_hidden
     assert 0.05 < max(hidden) <= 0.25
 
 
-def test_a_later_digit_lies_over_an_earlier_one():
+def test_a_later_digit_lies_over_an_earlier_one(monkeypatch):
+    """Where a stroke is opaque, and nothing later lies, there is its one tint, whatever lay there before."""
+    alphas = []
+    paint = digits._paint
+
+    def record(rng, image, alpha, mask):
+        alphas.append(alpha)
+        paint(rng, image, alpha, mask)
+
+    monkeypatch.setattr(digits, "_paint", record)
+    covered = 0
     for index in range(40):
+        alphas.clear()
         scene = make_scene("train", index, size=96, max_digits=3)
-        for digit in scene.digits:
-            colours = scene.image[digit.mask].astype(int)
-            # One tint per digit: the middle of the stroke, most of the mask, has one colour.
-            _, counts = np.unique(colours, axis=0, return_counts=True)
-            assert counts.max() > 0.25 * len(colours)
+        for number, alpha in enumerate(alphas):
+            opaque = alpha == 255
+            covered += sum((opaque & (earlier == 255)).sum() for earlier in alphas[:number])
+            for later in alphas[number + 1 :]:
+                opaque &= later == 0
+            assert len(np.unique(scene.image[opaque], axis=0)) == opaque.any()
+    assert covered > 100
 
 
 @pytest.mark.parametrize("split", digits.SPLITS)

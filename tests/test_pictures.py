@@ -1,6 +1,9 @@
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from cyclemlp_backbones.pictures import UNREADABLE, normalise, read_rgb
 
@@ -71,6 +74,55 @@ def test_damaged_files_are_errors_that_the_loader_knows(tmp_path, monkeypatch):
             read_rgb(tmp_path / "b.jpg")
     with pytest.raises(UNREADABLE):
         read_rgb(tmp_path / "missing.jpg")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "hello"  # the orientation, and a text that becomes the resolution
+    Image.fromarray(PICTURE).save(tmp_path / "c.jpg", exif=exif)
+    content = (tmp_path / "c.jpg").read_bytes()
+    (tmp_path / "c.jpg").write_bytes(content.replace(b"\x01\x0e\x00\x02", b"\x01\x1a\x00\x02"))
+    with pytest.raises(UNREADABLE):
+        read_rgb(tmp_path / "c.jpg")
+
+
+@pytest.mark.parametrize("name", ["picture.jpg", "picture.png", "picture.eps"])
+def test_no_program_is_started_for_a_file_of_another_format(tmp_path, monkeypatch, name):
+    """Pillow draws PostScript by Ghostscript, which runs what the file says."""
+    gs = tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\necho 10.0\ntouch {tmp_path}/started\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for again
+    (tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UNREADABLE):
+        read_rgb(tmp_path / name)
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_format_that_is_not_read_is_an_error_that_the_loader_knows(tmp_path):
+    """Pillow's reader of DDS fails in ways of its own."""
+    header = b"DDS " + np.array([124, 0x1007, 8, 8] + [0] * 14 + [32, 4] + [0] * 11, "<u4").tobytes()
+    (tmp_path / "picture.png").write_bytes(header)
+    with pytest.raises(UNREADABLE):
+        read_rgb(tmp_path / "picture.png")
+
+
+def test_a_picture_of_sixteen_bits_takes_little_more_memory_than_its_pixels(tmp_path):
+    Image.fromarray(np.zeros((2000, 2000), np.uint16)).save(tmp_path / "gray.png")
+    tracemalloc.start()
+    read_rgb(tmp_path / "gray.png", most_pixels=4_000_000)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 12 * 4_000_000  # 26 a pixel, were it converted at once
+
+
+def test_the_limit_of_pixels_is_the_callers(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    assert read_rgb(tmp_path / "a.png", most_pixels=24).size == (6, 4)
+    with pytest.raises(ValueError, match="6 x 4 pixels are more than --max-pixels 23"):
+        read_rgb(tmp_path / "a.png", most_pixels=23)
+    with pytest.raises(UNREADABLE):
+        read_rgb(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_normalising_is_by_channel_and_channels_come_first():

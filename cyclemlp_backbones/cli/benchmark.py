@@ -8,12 +8,23 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cyclemlp_backbones.complexity import parse_size
-from cyclemlp_backbones.timing import ROUNDS, Ratio, Timing, describe_machine, measure, start_again_with, variables
+from cyclemlp_backbones.timing import (
+    ROUNDS,
+    Ratio,
+    Timing,
+    describe_machine,
+    forward_call,
+    measure,
+    start_again_with,
+    step_call,
+    variables,
+)
 from cyclemlp_backbones.variants import VARIANTS, variant_name
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -75,38 +86,20 @@ def _build(name: str) -> Any:
 
 
 def _call(model: Any, image: Any, label: Any, *, train: bool, device: str, precision: str) -> Callable[[], None]:
-    """A forward without gradients, or a step: forward, cross-entropy, backward, momentum. Ends when the GPU has."""
+    """A forward without gradients, or a training step. Ends when the GPU has."""
     import paddle
-    import paddle.nn.functional as F
 
-    def autocast() -> AbstractContextManager:
-        dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision)
-        return paddle.amp.auto_cast(dtype=dtype) if dtype else nullcontext()
+    dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision)
+    context = partial(paddle.amp.auto_cast, dtype=dtype) if dtype else nullcontext
+    call = step_call(model, image, label, context=context) if train else forward_call(model, image, context=context)
+    if device == "cpu":
+        return call
 
-    wait = paddle.device.synchronize if device == "gpu" else (lambda: None)
-    if not train:
-        model.eval()
+    def whole() -> None:
+        call()
+        paddle.device.synchronize()
 
-        def forward() -> None:
-            with paddle.no_grad(), autocast():
-                model(image)
-            wait()
-
-        return forward
-
-    model.train()
-    optimizer = paddle.optimizer.Momentum(1e-4, parameters=model.parameters())
-
-    def step() -> None:
-        with autocast():
-            output = model(image)
-        output = output[0] if isinstance(output, (list, tuple)) else output  # GoogLeNet has side outputs
-        F.cross_entropy(output.astype("float32"), label).backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        wait()
-
-    return step
+    return whole
 
 
 def _show_progress(started: float) -> Callable[[int, int], object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cyclemlp_backbones.checks import visible
 from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS
 
 
@@ -74,16 +75,17 @@ def main(argv: list[str]) -> int:
             std=tuple(args.std),
             class_names=args.class_names,
         )
-    manifest = export(model, args.out, format=args.format, overwrite=args.force)
-    if args.quantize:
-        from cyclemlp_backbones.deploy.quantize import quantize
-
-        manifest = quantize(args.out, args.quantize, calibration=args.calibration)
-    size = sum((args.out / name).stat().st_size for name in manifest.files)
-    print(
-        f"wrote {args.out}: {manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, "
-        f"{size / 1e6:.1f} MB; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"
+    manifest = export(
+        model,
+        args.out,
+        format=args.format,
+        overwrite=args.force,
+        quantization=args.quantize,
+        calibration=args.calibration,
     )
+    size = sum((args.out / name).stat().st_size for name in manifest.files)
+    what = f"{manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, {size / 1e6:.1f} MB"
+    print(visible(f"wrote {args.out}: {what}; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"))
     return 0
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
+
+_MAX_MODEL_PIXELS = (
+    "refuse images that the model would take larger than this; default 16777216, and fewer where a segmentation "
+    "model's classes make that more than 2 GiB"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,32 +24,23 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder that `cyclemlp export` wrote")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="images, and folders of images or video frames")
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder of the results")
-    parser.add_argument("--batch-size", type=int, default=1, help="images of equal size together, default %(default)s")
     parser.add_argument("--threads", type=int, help="CPU threads; default: OMP_NUM_THREADS, else all")
-    parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="seg: cut images into overlapping tiles, without resizing them"
-    )
-    parser.add_argument(
-        "--overlap", type=int, default=128, metavar="PIXELS", help="seg: of neighbouring tiles, default %(default)s"
-    )
-    parser.add_argument("--top", type=int, default=5, help="cls: classes per image, default %(default)s")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.05, help="det: lowest score written, default %(default)s"
-    )
-    parser.add_argument(
-        "--draw-threshold", type=float, default=0.5, help="det: lowest score drawn, default %(default)s"
-    )
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="no overlays")
     parser.add_argument(
         "--coco-images", type=Path, metavar="FILE", help="det: COCO annotation file whose image ids to use"
     )
-    parser.add_argument("--no-pictures", action="store_true", help="no overlays")
-    parser.add_argument("--max-pixels", type=int, default=250_000_000, help="refuse larger images, default %(default)s")
-    parser.add_argument(
-        "--max-model-pixels",
-        type=int,
-        help="refuse images that the model would take larger than this; default 16777216, and fewer where a "
-        "segmentation model's classes make that more than 2 GiB",
-    )
+    for flag, kind, default, text in (
+        ("--batch-size", int, 1, "images of equal size together"),
+        ("--tile", int, None, "seg: side of overlapping tiles into which images are cut, without resizing them"),
+        ("--overlap", int, 128, "seg: pixels that neighbouring tiles share"),
+        ("--top", int, 5, "cls: classes per image"),
+        ("--score-threshold", float, 0.05, "det: lowest score written"),
+        ("--draw-threshold", float, 0.5, "det: lowest score drawn"),
+        ("--max-pixels", int, 250_000_000, "refuse larger images"),
+        ("--max-model-pixels", int, None, _MAX_MODEL_PIXELS),
+    ):
+        shown = "" if default is None else ", default %(default)s"
+        parser.add_argument(flag, type=kind, default=default, metavar="N", help=text + shown)
     return parser
 
 
@@ -51,37 +48,27 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     from tqdm import tqdm
 
+    from cyclemlp_backbones.checks import visible
     from cyclemlp_backbones.deploy.images import find_images
     from cyclemlp_backbones.deploy.predict import Options, predict_files
-    from cyclemlp_backbones.deploy.results import read_image_ids
+    from cyclemlp_backbones.deploy.results import coco_image_ids
     from cyclemlp_backbones.deploy.runtime import DeployedModel
 
-    options = Options(
-        batch_size=args.batch_size,
-        tile=args.tile,
-        overlap=args.overlap,
-        top=args.top,
-        score_threshold=args.score_threshold,
-        draw_threshold=args.draw_threshold,
-        max_pixels=args.max_pixels,
-        max_model_pixels=args.max_model_pixels,
-        pictures=not args.no_pictures,
-        coco_images=args.coco_images,
-    )
+    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads is {args.threads}; it takes 1 and more")
-    files = find_images(args.images)
+    files = find_images(args.images, out=args.out)
     model = DeployedModel(args.model, threads=args.threads)
     options.check(model.manifest)
-    image_ids = read_image_ids(args.coco_images) if args.coco_images else None
+    image_ids = coco_image_ids(files, args.coco_images) if args.coco_images else None
     failed = []
     with tqdm(total=len(files), unit="image", disable=None) as progress:
         for file, problem in predict_files(model, files, args.out, options, image_ids=image_ids):
             progress.update()
             if problem:
                 failed.append(file)
-                progress.write(f"left out {file.path}: {problem}", file=sys.stderr)
-    print(f"wrote the results of {len(files) - len(failed)} images to {args.out}")
+                progress.write(visible(f"left out {file.path}: {problem}"), file=sys.stderr)
+    print(visible(f"wrote the results of {len(files) - len(failed)} images to {args.out}"))
     if failed:
         print(f"left out {len(failed)} of {len(files)} images, named above", file=sys.stderr)
     return 1 if failed else 0

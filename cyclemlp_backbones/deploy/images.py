@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cyclemlp_backbones.deploy.manifest import Preprocessing
-from cyclemlp_backbones.pictures import to_rgb
+
+RESULTS = ("overlays", "masks")
+"""The folders of pictures that predictions are written into."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -28,9 +30,11 @@ _LONGEST = 4
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to predict, and the name of its results: its path below the folder it was found in, no suffix."""
+    """An image to predict, `file_name`, its path below the folder it was found in, and the name of its results: the
+    same without suffix, where no other image has that."""
 
     path: Path
+    file_name: str
     name: str
 
 
@@ -45,59 +49,47 @@ class Prepared:
     scale: tuple[float, float]
 
 
-def find_images(sources: Sequence[str | os.PathLike]) -> list[ImageFile]:
+def find_images(sources: Sequence[str | os.PathLike], *, out: Path | None = None) -> list[ImageFile]:
     """The images that `sources`, files and folders (with all below them), stand for; of a folder, in the order of the
-    numbers in their names (frame_2 before frame_10). FileNotFoundError for a source that is missing or holds none."""
-    found: list[ImageFile] = []
-    taken: set[str] = set()
+    numbers in their names (frame_2 before frame_10). What an earlier run wrote below `out` is none of them.
+    FileNotFoundError for a source that is missing or holds none, ValueError for `out` that is a source itself."""
+    found: list[tuple[Path, str]] = []
+    results = [(out / part).resolve() for part in RESULTS if (out / part).is_dir()] if out is not None else []
     for source in map(Path, sources):
         if source.is_dir():
-            paths = sorted(
-                (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()),
-                key=lambda path: _natural(path.relative_to(source).as_posix()),
-            )
+            if out is not None and out.is_dir() and out.samefile(source):
+                raise ValueError(f"--out {out} is a folder of images, among which results do not belong; give another")
+            paths = [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+            if results:
+                paths = [path for path in paths if not any(map(path.resolve().is_relative_to, results))]
             if not paths:
                 raise FileNotFoundError(f"no image ({', '.join(SUFFIXES)}) in the folder {source}")
-            names = [path.relative_to(source).with_suffix("").as_posix() for path in paths]
+            named = [(path, path.relative_to(source).as_posix()) for path in paths]
+            found += sorted(named, key=lambda pair: _natural(pair[1]))
         elif source.is_file():
-            paths, names = [source], [source.stem]
+            found.append((source, source.name))
         else:
             raise FileNotFoundError(f"no image or folder {source}")
-        for path, name in zip(paths, names):
-            unique, number = name, 2
-            while unique in taken:
-                unique, number = f"{name}_{number}", number + 1
-            taken.add(unique)
-            found.append(ImageFile(path, unique))
-    return found
+    stems = Counter(_without_suffix(file_name) for _, file_name in found)
+    taken: set[str] = set()
+    files = []
+    for path, file_name in found:
+        stem = _without_suffix(file_name)
+        name = unique = stem if stems[stem] == 1 else file_name
+        number = 2
+        while unique in taken:
+            unique, number = f"{name}_{number}", number + 1
+        taken.add(unique)
+        files.append(ImageFile(path, file_name, unique))
+    return files
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(Path(name).suffix) or None]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def read_rgb(path: str | os.PathLike, *, most_pixels: int) -> Image.Image:
-    """The picture in a file as a viewer shows it: turned by its EXIF orientation, transparency on white, RGB.
-
-    Raises one of `UNREADABLE` for a file that holds no whole picture, or one of more than `most_pixels`.
-    """
-    with _no_pillow_limit(), Image.open(path) as image:
-        width, height = image.size
-        if width * height > most_pixels:
-            raise ValueError(f"{width} x {height} pixels are more than --max-pixels {most_pixels}")
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
-
-
-@contextlib.contextmanager
-def _no_pillow_limit() -> Iterator[None]:
-    """Pillow warns of, and refuses, pictures that are large; `most_pixels` is the limit here."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def resized_shape(shape: tuple[int, int], preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -149,12 +141,16 @@ def _resize(
 
 
 def to_array(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 [H, W, 3] -> normalised float32 [3, H', W'], padded with zeros."""
+    """uint8 RGB [H, W, 3] -> normalised float32 [3, H', W'] in the model's order of channels, padded with zeros."""
     height, width = (_padded(size, preprocessing) for size in pixels.shape[:2])
     array = np.zeros((3, height, width), np.float32)
     content = array[:, : pixels.shape[0], : pixels.shape[1]]
+    low, high = preprocessing.input_range
     for channel in range(3):
-        np.divide(pixels[..., channel], np.float32(255), out=content[channel])
+        source = "RGB".index(preprocessing.channel_order[channel])
+        np.divide(pixels[..., source], np.float32(255), out=content[channel])
+        if (low, high) != (0, 1):
+            content[channel] = content[channel] * np.float32(high - low) + np.float32(low)
         content[channel] -= np.float32(preprocessing.mean[channel])
         content[channel] /= np.float32(preprocessing.std[channel])
     return array

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cyclemlp_backbones.checks import dataclass_from
-from cyclemlp_backbones.files import sha256
+from cyclemlp_backbones.checks import check_integer, dataclass_from
+from cyclemlp_backbones.files import sha256, temporary_beside, to_disk, write_atomically
 
 FILE_NAME = "cyclemlp.yml"
 FORMATS = ("paddle", "onnx")
+MODEL_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.onnx")
 TASKS = ("cls", "features", "seg", "det")
 SCHEMA = 1
 _SUFFIXES = {"paddle": ((".json", ".pdmodel"), (".pdiparams",)), "onnx": ((".onnx",),)}
@@ -22,6 +28,19 @@ _SUFFIXES = {"paddle": ((".json", ".pdmodel"), (".pdiparams",)), "onnx": ((".onn
 
 RESIZES = ("none", "short", "within", "exact")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+CHANNEL_ORDERS = ("RGB", "BGR")
+NMS = ("score_threshold", "nms_threshold", "nms_top_k", "keep_top_k")
+_BOXES = (("image", "im_shape", "scale_factor"), ("bbox", "bbox_num"))
+_FORMS: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "cls": [(("image",), ("logits",))],
+    "seg": [(("image",), ("logits",))],
+    "features": [],
+    "det": [_BOXES, (_BOXES[0], (*_BOXES[1], "mask"))],
+    "det with nms": [(("image",), ("boxes", "scores"))],
+}
+"""Inputs and outputs of a task's models; of a pyramid, any."""
+_LARGEST_SIDE = 16384
+_LARGEST_PADDING = 1024
 
 
 class ManifestError(ValueError):
@@ -30,7 +49,10 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to the array that the model takes: resize, crop, (value / 255 - mean) / std, pad.
+    """From a picture to the array that the model takes: resize, crop, (value - mean) / std, pad.
+
+    The values reach from `input_range[0]` for black to `input_range[1]`, channels are in `channel_order`, as `mean` and
+    `std` are.
 
     `resize` is "none", "short" (the shorter side becomes `size[0]`), "within" (as large as fits the shorter side
     `size[0]` and the longer `size[1]`) or "exact" (height and width become `size`). `antialias` makes shrinking
@@ -51,32 +73,31 @@ class Preprocessing:
     channel_order: str = "RGB"
 
     def __post_init__(self) -> None:
-        sizes = {"none": 0, "short": 1, "within": 2, "exact": 2}
-        if self.resize not in RESIZES:
-            raise ValueError(f"preprocessing.resize is {self.resize!r}; choose from {', '.join(RESIZES)}")
-        if len(self.size) != sizes[self.resize] or any(value < 1 for value in self.size):
-            raise ValueError(
-                f"preprocessing.size is {list(self.size)}; resize {self.resize} takes {sizes[self.resize]} sizes"
-            )
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"preprocessing.interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}"
-            )
+        _choose("preprocessing.resize", self.resize, RESIZES)
+        _choose("preprocessing.interpolation", self.interpolation, INTERPOLATIONS)
+        _choose("preprocessing.channel_order", self.channel_order, CHANNEL_ORDERS)
+        sizes = {"none": 0, "short": 1, "within": 2, "exact": 2}[self.resize]
+        if len(self.size) != sizes:
+            raise ValueError(f"preprocessing.size is {list(self.size)}; resize {self.resize} takes {sizes} sizes")
+        for name in ("mean", "std", "input_range"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise ValueError(f"preprocessing.{name} is {list(getattr(self, name))}; it takes finite numbers")
         if not all(self.std):
             raise ValueError(f"preprocessing.std is {list(self.std)}; it takes three numbers other than 0")
-        for name in ("crop", "pad_to", "least"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"preprocessing.{name} is {value}; it takes 1 and more")
+        if self.input_range[0] >= self.input_range[1]:
+            raise ValueError(f"preprocessing.input_range is {list(self.input_range)}; the first number is the smaller")
+        for side in (*self.size, self.least, 1 if self.crop is None else self.crop):
+            check_integer("a size, crop or least of preprocessing", side, 1, _LARGEST_SIDE)
+        check_integer("preprocessing.pad_to", self.pad_to, 1, _LARGEST_PADDING)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `cyclemlp.yml` says.
+    """What `cyclemlp.yml` says; ValueError for entries that contradict each other.
 
-    `files` are the model's own files by name, each with its sha256. `nms` is given where the model returns candidates
-    that are not suppressed yet. `category_ids` are a detector's ids of the classes in COCO's
-    sense. `quantization` is None for a model in float32.
+    `classes` has a name for every class of the model, `palette` a colour for each or none. `files` are the model's own
+    files by name, each with its sha256. `nms` is given where a detector returns candidates that are not suppressed yet.
+    `category_ids` are a detector's ids of the classes in COCO's sense. `quantization` is None for a model in float32.
     """
 
     task: str
@@ -94,6 +115,27 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        _choose("task", self.task, TASKS)
+        _choose("format", self.format, FORMATS)
+        count = len(self.classes)
+        if bool(count) == (self.task == "features"):
+            raise ValueError(f"{count} classes; a model of the task {self.task} has {'none' if count else 'some'}")
+        if len(self.palette) not in (0, count):
+            raise ValueError(f"{len(self.palette)} colours in the palette for {count} classes")
+        for value in (value for colour in self.palette for value in colour):
+            check_integer("a value of the palette", value, 0, 255)
+        if self.task == "det" and len(set(self.category_ids)) != count:
+            raise ValueError(f"{len(set(self.category_ids))} category_ids for {count} classes")
+        if self.nms is not None and self.task != "det":
+            raise ValueError(f"nms is for detection; the task is {self.task}")
+        if self.nms is not None and (sorted(self.nms) != sorted(NMS) or not all(map(math.isfinite, self.nms.values()))):
+            raise ValueError(f"nms is {dict(self.nms)}; it takes finite numbers for {', '.join(NMS)}")
+        forms = _FORMS[f"{self.task} with nms" if self.nms is not None else self.task]
+        if forms and (self.inputs, self.outputs) not in forms:
+            given = f"inputs {', '.join(self.inputs)} and outputs {', '.join(self.outputs)}"
+            raise ValueError(f"a model of the task {self.task} has no {given}")
 
     def model_files(self) -> tuple[str, ...]:
         """The names of the program and, in Paddle's format, of its weights. ValueError where `files` are others."""
@@ -115,15 +157,56 @@ def class_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colours)
 
 
+def _choose(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
+
+
 def write_manifest(folder: Path, manifest: Manifest, files: Sequence[str]) -> Manifest:
     """Writes `cyclemlp.yml` into `folder`, with the checksums of `files`; what was written."""
     manifest = dataclasses.replace(manifest, files={name: sha256(folder / name) for name in files})
     plain = _plain(dataclasses.asdict(manifest))
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
-    (folder / FILE_NAME).write_text(
-        f"# An exported CycleMLP model; `cyclemlp predict {folder.name} IMAGES --out DIR`\n{text}"
-    )
+    text = "# An exported CycleMLP model: `cyclemlp predict THIS_FOLDER IMAGES --out DIR`\n"
+    text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    write_atomically(folder / FILE_NAME, lambda path: path.write_text(text, encoding="utf-8"))
     return manifest
+
+
+@contextlib.contextmanager
+def staged_export(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write an export into, which then takes its place.
+
+    Killed at any moment or without room on the disk, `folder` holds its earlier export, whole, or the new one. Files in
+    it that belong to neither stay.
+    """
+    staged = temporary_beside(folder)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        manifest = read_manifest(staged)
+        for path in (*staged.iterdir(), staged):
+            to_disk(path)
+        if not folder.exists() or not any(folder.iterdir()):
+            if folder.exists():
+                folder.rmdir()
+            os.replace(staged, folder)
+            return
+        # A manifest names its files: the new ones come under names of their own, with a manifest of them; then the
+        # earlier ones, which none names any more, give way, and the new ones get the usual names.
+        own = {name: f"{secrets.token_hex(4)}-{name}" for name in manifest.files}
+        for name in manifest.files:
+            shutil.copyfile(staged / name, folder / own[name])
+            to_disk(folder / own[name])
+        write_manifest(folder, manifest, [*own.values()])
+        for name in manifest.files:
+            os.replace(staged / name, folder / name)
+        write_manifest(folder, manifest, [*manifest.files])
+        for path in [*folder.iterdir()]:
+            usual = path.name[9:] if path.name[8:9] == "-" else path.name
+            if usual in MODEL_FILES and path.name not in manifest.files:
+                path.unlink()
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -135,9 +218,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise ManifestError(f"{folder} has no {FILE_NAME}; it is not a folder that `cyclemlp export` wrote")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        manifest = _manifest(values)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+        manifest = _manifest(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ManifestError(f"{path} is damaged: {error}") from error
     for name, expected in manifest.files.items():
         file = folder / name
@@ -146,6 +228,22 @@ def read_manifest(folder: Path) -> Manifest:
         if sha256(file) != expected:
             raise ManifestError(f"{file} has changed since the export (sha256); export the model again")
     return manifest
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that stand twice, and aliases, of which a few lines make gigabytes or a list within itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"aliases are not taken: *{self.peek_event().anchor}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [str(key.value) for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} stands twice")
+        return super().construct_mapping(node, deep)
 
 
 def _plain(value: Any) -> Any:
@@ -160,11 +258,5 @@ def _manifest(values: Any) -> Manifest:
     if isinstance(values, Mapping) and values.get("schema", SCHEMA) != SCHEMA:
         raise ValueError(f"it is of schema {values['schema']}, this release reads {SCHEMA}")
     manifest = dataclass_from(Manifest, values)
-    if manifest.task not in TASKS:
-        raise ValueError(f"task is {manifest.task!r}; choose from {', '.join(TASKS)}")
-    if manifest.format not in FORMATS:
-        raise ValueError(f"format is {manifest.format!r}; choose from {', '.join(FORMATS)}")
     manifest.model_files()
-    if manifest.task == "det" and len(manifest.category_ids) != len(manifest.classes):
-        raise ValueError(f"{len(manifest.category_ids)} category_ids for {len(manifest.classes)} classes")
     return manifest

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cyclemlp_backbones.deploy.images import (
-    ImageFile,
-    Prepared,
-    batches_of_equal_shape,
-    prepare,
-    read_rgb,
-    to_array,
-)
+from cyclemlp_backbones.deploy.images import ImageFile, Prepared, batches_of_equal_shape, prepare, to_array
 from cyclemlp_backbones.deploy.manifest import Manifest
 from cyclemlp_backbones.deploy.results import (
     ClassWriter,
@@ -29,14 +23,17 @@ from cyclemlp_backbones.deploy.results import (
 )
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 from cyclemlp_backbones.deploy.tiling import check_tiling, segment_tiles
-from cyclemlp_backbones.pictures import UNREADABLE
+from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
-_LOG = logging.getLogger(__name__)
 _MODEL_PIXELS = 4096 * 4096
 _LOGITS = 2**29
 """Numbers that a segmentation model may give for one batch: 2 GiB."""
 _MASK_PIXELS = 2_000_000
 """A detector gives every object a mask of the whole picture; beyond this size, one of the resized picture."""
+
+
+class UnusableResult(ValueError):
+    """What a model gave for an image is no result."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +88,14 @@ def predict_files(
     folder: Path,
     options: Options,
     *,
-    image_ids: Mapping[str, int] | None = None,
+    image_ids: Mapping[ImageFile, int] | None = None,
 ) -> Iterator[tuple[ImageFile, str | None]]:
     """Writes the results of `files` into `folder`; yields each file when it is done, with what is wrong or None.
 
-    A file that cannot be read, or is too large, is left out, and the others are done.
+    A file that cannot be read, is too large, or has no result in finite numbers is left out, and the others are done.
     """
     manifest = model.manifest
     options.check(manifest)
-    unknown = [file.path.name for file in files if image_ids is not None and file.path.name not in image_ids]
-    if unknown:
-        raise ValueError(f"the annotations of --coco-images lack {len(unknown)} images, {unknown[0]} first")
     writer: ClassWriter | MaskWriter | DetectionWriter
     if manifest.task == "cls":
         writer = ClassWriter(folder, manifest, top=options.top, pictures=options.pictures)
@@ -117,16 +111,12 @@ def predict_files(
         )
     broken: list[tuple[ImageFile, str]] = []
     try:
-        if options.tile is not None and isinstance(writer, MaskWriter):
-            yield from _predict_tiled(model, files, writer, options)
-            return
-        items = _read(files, manifest, options, broken)
-        most = options.model_pixels(manifest)
-        # Masks one picture at a time: Paddle cannot join the proposals of several, which differ in number.
-        size = 1 if "mask" in manifest.outputs else options.batch_size
-        for batch in batches_of_equal_shape(items, size, most_pixels=most):
-            for (file, image, _), result in zip(batch, _predict(model, [item[2] for item in batch], options)):
-                writer.write(file, image, result)
+        for file, image, result in (_tiled if options.tile else _batched)(model, files, options, broken):
+            try:
+                writer.write(file, image, result())
+            except UnusableResult as error:
+                broken.append((file, _described(error)))
+            else:
                 yield file, None
             while broken:
                 yield broken.pop(0)
@@ -135,59 +125,73 @@ def predict_files(
         writer.close()
 
 
+_Broken = list[tuple[ImageFile, str]]
+_Result = tuple[ImageFile, Image.Image, Callable[[], Any]]
+"""A file, its picture, and what gives its result or raises UnusableResult."""
+
+
+def _batched(model: DeployedModel, files: Sequence[ImageFile], options: Options, broken: _Broken) -> Iterator[_Result]:
+    manifest = model.manifest
+    most = options.model_pixels(manifest)
+
+    def take(image: Image.Image) -> Prepared:
+        return prepare(image, manifest.preprocessing, most_pixels=most)
+
+    # Masks one picture at a time: Paddle cannot join the proposals of several, which differ in number.
+    size = 1 if "mask" in manifest.outputs else options.batch_size
+    for batch in batches_of_equal_shape(_read(files, take, options, broken), size, most_pixels=most):
+        result = _predict(model, [prepared for _, _, prepared in batch], options)
+        for index, (file, image, _) in enumerate(batch):
+            yield file, image, partial(result, index)
+
+
+def _tiled(model: DeployedModel, files: Sequence[ImageFile], options: Options, broken: _Broken) -> Iterator[_Result]:
+    def probabilities(pixels: np.ndarray) -> np.ndarray:
+        logits = model.run({"image": to_array(pixels, model.manifest.preprocessing)[None]})[0][0]
+        return softmax(_finite(logits)[:, : pixels.shape[0], : pixels.shape[1]], axis=0)
+
+    segment = partial(segment_tiles, predict=probabilities, tile=options.tile or 0, overlap=options.overlap)
+    for file, image, pixels in _read(files, np.asarray, options, broken):
+        yield file, image, partial(segment, pixels)
+
+
 def _read(
-    files: Sequence[ImageFile], manifest: Manifest, options: Options, broken: list[tuple[ImageFile, str]]
-) -> Iterator[tuple[ImageFile, Image.Image, Prepared]]:
+    files: Sequence[ImageFile], take: Callable[[Image.Image], Any], options: Options, broken: _Broken
+) -> Iterator[tuple[ImageFile, Image.Image, Any]]:
     for file in files:
         try:
             image = read_rgb(file.path, most_pixels=options.max_pixels)
-            prepared = prepare(image, manifest.preprocessing, most_pixels=options.model_pixels(manifest))
+            taken = take(image)
         except UNREADABLE as error:
             broken.append((file, _described(error)))
             continue
-        yield file, image, prepared
+        yield file, image, taken
 
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _predict_tiled(
-    model: DeployedModel, files: Sequence[ImageFile], writer: MaskWriter, options: Options
-) -> Iterator[tuple[ImageFile, str | None]]:
-    preprocessing = model.manifest.preprocessing
-    assert options.tile is not None
-
-    def probabilities(pixels: np.ndarray) -> np.ndarray:
-        logits = model.run({"image": to_array(pixels, preprocessing)[None]})[0][0]
-        return softmax(logits[:, : pixels.shape[0], : pixels.shape[1]], axis=0)
-
-    for file in files:
-        try:
-            image = read_rgb(file.path, most_pixels=options.max_pixels)
-        except UNREADABLE as error:
-            yield file, _described(error)
-            continue
-        labels = segment_tiles(np.asarray(image), probabilities, tile=options.tile, overlap=options.overlap)
-        writer.write(file, image, labels)
-        yield file, None
+def _finite(numbers: np.ndarray) -> np.ndarray:
+    if not np.isfinite(numbers.sum(dtype=np.float64)):
+        raise UnusableResult("the model gives numbers that are not finite; its weights are damaged")
+    return numbers
 
 
-def _predict(model: DeployedModel, prepared: Sequence[Prepared], options: Options) -> list:
-    task = model.manifest.task
+def _predict(model: DeployedModel, prepared: Sequence[Prepared], options: Options) -> Callable[[int], Any]:
+    """Runs the model; the result of the image with a given number among `prepared`."""
+    manifest = model.manifest
     images = np.stack([one.array for one in prepared])
-    if task == "cls":
-        return list(model.run({"image": images})[0])
-    if task == "seg":
-        logits = model.run({"image": images})[0]
-        return [_labels(one, logits[index]) for index, one in enumerate(prepared)]
-    if model.manifest.nms is not None:
-        boxes, scores = model.run({"image": images})
-        return [
-            _suppressed(one, boxes[index], scores[index], model.manifest.nms, options)
-            for index, one in enumerate(prepared)
-        ]
-    return _detect(model, images, prepared, options)
+    if manifest.task == "det" and manifest.nms is None:
+        return _detect(model, images, prepared, options)
+    outputs = model.run({"image": images})
+    if manifest.task == "cls":
+        return lambda index: _finite(outputs[0][index])
+    if manifest.task == "seg":
+        return lambda index: _labels(prepared[index], _finite(outputs[0][index]))
+    boxes, scores = outputs
+    nms = manifest.nms or {}
+    return lambda index: _suppressed(prepared[index], _finite(boxes[index]), _finite(scores[index]), nms, options)
 
 
 def _labels(prepared: Prepared, logits: np.ndarray) -> np.ndarray:
@@ -202,7 +206,7 @@ def _labels(prepared: Prepared, logits: np.ndarray) -> np.ndarray:
 
 def _detect(
     model: DeployedModel, images: np.ndarray, prepared: Sequence[Prepared], options: Options
-) -> list[Detections]:
+) -> Callable[[int], Detections]:
     masked = "mask" in model.manifest.outputs
     # Pasted at the resized picture's size where masks of the original's would not fit the memory.
     small = [masked and one.original[0] * one.original[1] > _MASK_PIXELS for one in prepared]
@@ -217,10 +221,15 @@ def _detect(
             ),
         }
     )
-    found, ends = [], np.cumsum(outputs[1])
-    for index, one in enumerate(prepared):
+    ends = np.cumsum(outputs[1])
+
+    def detections(index: int) -> Detections:
+        one = prepared[index]
         rows = slice(int(ends[index]) - int(outputs[1][index]), int(ends[index]))
-        table = outputs[0][rows]
+        table = _finite(outputs[0][rows])
+        if len(table) and table[:, 0].max() >= len(model.manifest.classes):
+            names = f"cyclemlp.yml has {len(model.manifest.classes)} classes"
+            raise UnusableResult(f"the model gives the class number {int(table[:, 0].max())}, {names}")
         # A row of score 0 or label -1 stands for no object.
         kept = np.flatnonzero((table[:, 1] >= max(options.score_threshold, 1e-9)) & (table[:, 0] >= 0))
         kept = kept[np.argsort(-table[kept, 1], kind="stable")]  # the best first, whatever the model's order
@@ -231,8 +240,9 @@ def _detect(
         masks = None
         if masked:
             masks = [_mask(outputs[2][rows][row], one, small[index]) for row in kept.tolist()]
-        found.append(Detections(table[:, 0].astype(np.int64), table[:, 1], _clipped(boxes, one.original), masks))
-    return found
+        return Detections(table[:, 0].astype(np.int64), table[:, 1], _clipped(boxes, one.original), masks)
+
+    return detections
 
 
 def _mask(mask: np.ndarray, prepared: Prepared, small: bool) -> dict:

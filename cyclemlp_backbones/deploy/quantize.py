@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cyclemlp_backbones.deploy.images import ImageFile, Prepared, find_images, prepare, read_rgb
-from cyclemlp_backbones.deploy.manifest import Manifest, Preprocessing, read_manifest, write_manifest
-from cyclemlp_backbones.pictures import UNREADABLE
+from cyclemlp_backbones.deploy.images import ImageFile, Prepared, find_images, prepare
+from cyclemlp_backbones.deploy.manifest import (
+    Manifest,
+    Preprocessing,
+    read_manifest,
+    staged_export,
+    write_manifest,
+)
+from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,11 +52,11 @@ def quantize(folder: Path, mode: str, *, calibration: Path | None = None) -> Man
         raise ValueError(
             f"{folder} holds {manifest.format} {manifest.quantization or ''}; float32 ONNX can be quantised"
         )
-    program = folder / "model.onnx"
+    program = folder / manifest.model_files()[0]
     metadata = {entry.key: entry.value for entry in onnx.load(str(program)).metadata_props}
     onnxruntime.set_default_logger_severity(3)  # its tools warn of every constant that they fold
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared, quantised = Path(scratch) / "prepared.onnx", Path(scratch) / "model.onnx"
+    with staged_export(folder) as staged:
+        prepared, quantised = staged / "prepared.onnx", staged / "model.onnx"
         # Weights are rearranged within the graph; only those that this folds into constants become int8.
         quantization.quant_pre_process(str(program), str(prepared), skip_symbolic_shape=True)
         if mode == "dynamic":
@@ -72,9 +77,11 @@ def quantize(folder: Path, mode: str, *, calibration: Path | None = None) -> Man
                 weight_type=quantization.QuantType.QInt8,
             )
         graph = onnx.load(str(quantised))
-    onnx.helper.set_model_props(graph, {**metadata, "quantization": f"int8 {mode}"})
-    onnx.save(graph, str(program))
-    return write_manifest(folder, dataclasses.replace(manifest, quantization=f"int8 {mode}"), ["model.onnx"])
+        onnx.helper.set_model_props(graph, {**metadata, "quantization": f"int8 {mode}"})
+        onnx.save(graph, str(quantised))
+        prepared.unlink()
+        manifest = dataclasses.replace(manifest, quantization=f"int8 {mode}")
+        return write_manifest(staged, manifest, [quantised.name])
 
 
 def _reader(folder: Path, preprocessing: Preprocessing, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,17 @@ class _Writer:
     def __init__(self, folder: Path, manifest: Manifest, header: Sequence[str], *, pictures: bool):
         self.folder, self.manifest, self.pictures = folder, manifest, pictures
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "results.csv").open("w", newline="", encoding="utf-8")
+        # A name that is no text in UTF-8 is written with backslashes.
+        self._file = (folder / "results.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace")
         self._csv = csv.writer(self._file)
-        self._csv.writerow(header)
+        self._csv.writerow((*header, "result"))
 
     def close(self) -> None:
         self._file.close()
+
+    def _row(self, file: ImageFile, *values: Any) -> None:
+        """A line of results.csv: the image, `values`, and the name of its mask and overlay without their suffix."""
+        self._csv.writerow((str(file.path), *values, file.name))
 
     def _save(self, image: Image.Image, part: str, name: str, suffix: str, **options: Any) -> None:
         path = self.folder / part / f"{name}{suffix}"
@@ -65,7 +71,7 @@ class ClassWriter(_Writer):
         shares = softmax(logits, axis=0)
         best = np.argsort(-shares, kind="stable")[: self.top]
         for rank, label in enumerate(best.tolist(), 1):
-            self._csv.writerow((str(file.path), rank, label, self._name(label), f"{shares[label]:.6f}"))
+            self._row(file, rank, label, self._name(label), f"{shares[label]:.6f}")
         if self.pictures:
             lines = [f"{shares[label]:6.1%}  {self._name(label)}" for label in best.tolist()]
             self._save(_with_lines(_smaller(image), lines), "overlays", file.name, ".jpg", quality=90)
@@ -81,7 +87,7 @@ class MaskWriter(_Writer):
         counts = np.bincount(labels.ravel())
         for label in np.flatnonzero(counts).tolist():
             share = counts[label] / labels.size
-            self._csv.writerow((str(file.path), label, self._name(label), counts[label], f"{share:.6f}"))
+            self._row(file, label, self._name(label), counts[label], f"{share:.6f}")
         if len(self._colours()) > 256:
             mask = Image.fromarray(labels.astype(np.uint16))
         else:
@@ -105,7 +111,7 @@ class DetectionWriter(_Writer):
         folder: Path,
         manifest: Manifest,
         *,
-        image_ids: Mapping[str, int] | None,
+        image_ids: Mapping[ImageFile, int] | None,
         draw_threshold: float,
         pictures: bool,
     ):
@@ -116,12 +122,12 @@ class DetectionWriter(_Writer):
         self._results: list[dict[str, Any]] = []
 
     def write(self, file: ImageFile, image: Image.Image, found: Detections) -> None:
-        identity = self._identity(file)
-        self._images.append({"id": identity, "file_name": file.path.name, "width": image.width, "height": image.height})
+        identity = len(self._images) + 1 if self._ids is None else self._ids[file]
+        self._images.append({"id": identity, "file_name": file.file_name, "width": image.width, "height": image.height})
         for index, (label, score, box) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), found.boxes)):
             x1, y1, x2, y2 = (round(float(value), 3) for value in box)
             category = self.manifest.category_ids[label]
-            self._csv.writerow((str(file.path), identity, category, self._name(label), f"{score:.6f}", x1, y1, x2, y2))
+            self._row(file, identity, category, self._name(label), f"{score:.6f}", x1, y1, x2, y2)
             result = {
                 "image_id": identity,
                 "category_id": category,
@@ -142,9 +148,6 @@ class DetectionWriter(_Writer):
         described = {"info": {}, "images": self._images, "categories": categories, "annotations": []}
         (self.folder / "images.json").write_text(json.dumps(described), encoding="utf-8")
         (self.folder / "detections.json").write_text(json.dumps(self._results), encoding="utf-8")
-
-    def _identity(self, file: ImageFile) -> int:
-        return len(self._images) + 1 if self._ids is None else self._ids[file.path.name]
 
     def _draw(self, image: Image.Image, found: Detections) -> Image.Image:
         picture = _smaller(image).copy()
@@ -187,13 +190,34 @@ def decode_mask(code: Mapping[str, Any]) -> np.ndarray:
     return codes.decode(dict(code))
 
 
-def read_image_ids(path: Path) -> dict[str, int]:
-    """file_name -> id of a COCO annotation file; ValueError if it is none."""
+def coco_image_ids(files: Sequence[ImageFile], annotations: Path) -> dict[ImageFile, int]:
+    """The ids that a COCO annotation file has for `files`: that of the file_name which is the longest end of an image's
+    path, else of the only one that ends like the path. ValueError for another file, and for images without an id of
+    their own."""
+    known: dict[str, list[tuple[str, int]]] = defaultdict(list)
     try:
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
-        return {Path(image["file_name"]).name: int(image["id"]) for image in images}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no COCO annotation file: {type(error).__name__}: {error}") from error
+        for image in json.loads(annotations.read_text(encoding="utf-8-sig"))["images"]:
+            known[Path(image["file_name"]).name].append((Path(image["file_name"]).as_posix(), int(image["id"])))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{annotations} is no COCO annotation file: {type(error).__name__}: {error}") from error
+    lacking = [file.file_name for file in files if file.path.name not in known]
+    if lacking:
+        raise ValueError(f"the annotations of --coco-images lack {len(lacking)} images, {lacking[0]} first")
+    ids: dict[ImageFile, int] = {}
+    owners: dict[int, ImageFile] = {}
+    for file in files:
+        path = f"/{file.path.absolute().as_posix()}"
+        same_name = known[file.path.name]
+        ends = [entry for entry in same_name if path.endswith(f"/{entry[0]}")]
+        longest = max((len(name) for name, _ in ends), default=0)
+        found = {identity for name, identity in ends or same_name if len(name) == longest or not ends}
+        if len(found) > 1:
+            raise ValueError(f"{annotations} has {len(found)} images that may be {file.path}: ids {sorted(found)}")
+        (ids[file],) = found
+        other = owners.setdefault(ids[file], file)
+        if other is not file:
+            raise ValueError(f"{annotations} has one image for two, {other.path} and {file.path}: id {ids[file]}")
+    return ids
 
 
 def _smaller_size(image: Image.Image) -> tuple[int, int]:

@@ -17,6 +17,9 @@ _PADDLE2_ONEDNN = {
 }
 """What Paddle 2.6 leaves to oneDNN; detectors fail in its elementwise_mul."""
 
+_SMALLEST = 32
+"""Height and width of the smallest image that a model takes."""
+
 Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 
@@ -29,8 +32,8 @@ class DeployedModel:
 
     def __init__(self, folder: str | os.PathLike, *, threads: int | None = None, onednn: bool | None = None):
         """`threads` is the number of CPU threads; None: OMP_NUM_THREADS, else all. `onednn` switches oneDNN on or off
-        in Paddle's predictor; None: on where the model runs with it. Raises ManifestError for a folder that is damaged
-        or not an export, ImportError if its runtime is not installed."""
+        in Paddle's predictor; None: on where the model runs with it. Raises ManifestError for a folder that is damaged,
+        not an export, or describes another model, ImportError if its runtime is not installed."""
         path = Path(folder)
         self.folder = path
         self.manifest = read_manifest(path)
@@ -40,10 +43,31 @@ class DeployedModel:
                 self._run = _load_onnx(path, self.manifest, threads)
             else:
                 self._run = _load_paddle(path, self.manifest, threads, onednn)
+            self._try()
         except (ImportError, ManifestError):
             raise
         except Exception as error:  # the runtimes' own, of many kinds
             raise ManifestError(f"{path} does not load: {error}; export the model again") from error
+
+    def _try(self) -> None:
+        """ManifestError unless the model gives, for a small image, what the manifest says."""
+        manifest = self.manifest
+        if manifest.task == "det" and manifest.nms is None:
+            return  # boxes alone say nothing of the classes, and there may be none
+        side = -(-_SMALLEST // manifest.preprocessing.pad_to) * manifest.preprocessing.pad_to
+        shapes = [array.shape for array in self.run({"image": np.zeros((1, 3, side, side), np.float32)})]
+        count = len(manifest.classes)
+        wanted: list[tuple[int, ...]] = [shape for shape in shapes if len(shape) == 4]
+        if manifest.task in ("cls", "seg"):
+            wanted = [(1, count, side, side) if manifest.task == "seg" else (1, count)]
+        elif manifest.task == "det":
+            wanted = [(1, *shapes[0][1:2], 4), (1, *shapes[0][1:2], count)]
+        if shapes != wanted:
+            given = ", ".join(f"{name} {[*shape]}" for name, shape in zip(manifest.outputs, shapes))
+            raise ManifestError(
+                f"{self.folder}: cyclemlp.yml is of a model of the task {manifest.task} with {count} classes; this one "
+                f"gives {given}"
+            )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         missing = [name for name in self.manifest.inputs if name not in feeds]

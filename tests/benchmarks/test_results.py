@@ -50,7 +50,6 @@ def test_stored_run_has_a_figure_for_every_row_and_the_readme_shows_it():
 def test_stored_latencies_are_of_all_networks_in_the_picture():
     names = [point["name"] for point in json.loads(LATENCIES.read_text())["points"]]
     assert names == [*["B1", "B2", "B3", "B4", "B5"] * 2, "ResNet-50", "ResNet-101", "Swin-T"]
-    assert report.PICTURE.stat().st_size > 10_000
 
 
 def test_results_survive_their_file(tmp_path):

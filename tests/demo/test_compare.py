@@ -70,6 +70,7 @@ def built(head, path):
     return type(model.backbone).__name__, backbone, {name: names[name] for name in names if name not in backbone}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["semantic_fpn", "retinanet", "mask_rcnn"])
 def test_backbones_differ_and_nothing_else(head, tmp_path):
     ours, theirs = (in_process(built, head, write_config(head, backbone, tmp_path)) for backbone in ("b1", RESNET))
@@ -102,6 +103,7 @@ def test_time_that_is_none_is_refused(monkeypatch, capsys, tmp_path, seconds):
     assert "it takes a number from 1 to 86400" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_smoke_run_trains_both_backbones_for_the_steps_that_it_states(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "sys.argv", ["compare.py", "--smoke", "--heads", "retinanet", "--variant", "b0", "--out", str(tmp_path)]

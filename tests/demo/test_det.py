@@ -68,6 +68,7 @@ def backbone_and_classes(path):
     return type(model.backbone).__name__, [spec.channels for spec in model.backbone.out_shape], config.num_classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["b0", "b1"])
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
 def test_demo_configuration_builds(detector, variant):
@@ -78,6 +79,7 @@ def test_demo_configuration_builds(detector, variant):
     assert in_process(backbone_and_classes, path) == ("CycleMLP", expected, 10)
 
 
+@pytest.mark.slow
 def test_run_leaves_figures_and_picture_and_fails_on_a_detector_that_learnt_too_little(tmp_path, monkeypatch, capsys):
     def no_warm_up(variant, phases, path, *, seed):
         paddle.seed(seed)

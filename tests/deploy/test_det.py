@@ -11,6 +11,8 @@ from pycocotools.coco import COCO
 from cyclemlp_backbones.deploy.predict import suppress
 from tests.adapters.tiny_det import NUM_CLASSES, cyclemlp, in_process, write_config, write_data
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("paddle", "onnx") if paddle.__version__.startswith("3.") else ("paddle",)
 CHANGES = {
     "RetinaHead": {"nms": {"score_threshold": 0.05}, "prior_prob": 0.1},

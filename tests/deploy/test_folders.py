@@ -1,35 +1,21 @@
-"""Foreign and damaged folders, and images of odd shapes: errors that name what is wrong, results within bounds."""
+"""Foreign and damaged folders are errors that name what is wrong; a failed export leaves what was there."""
 
-import csv
 import hashlib
 import shutil
 
 import numpy as np
-import paddle
 import pytest
 import yaml
 from PIL import Image
 
-from cyclemlp_backbones import build_classifier
 from cyclemlp_backbones.cli import main
-from cyclemlp_backbones.deploy.images import Prepared, batches_of_equal_shape
-from cyclemlp_backbones.deploy.manifest import Manifest, ManifestError, Preprocessing, read_manifest
-from cyclemlp_backbones.deploy.predict import Options
+from cyclemlp_backbones.deploy.manifest import ManifestError, read_manifest
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folders")
-    paddle.seed(0)
-    paddle.save(build_classifier("b0", num_classes=3).state_dict(), str(folder / "b0.pdparams"))
-    assert main(["export", str(folder / "b0.pdparams"), str(folder / "model"), "--task", "cls", "--size", "64"]) == 0
-    return folder
-
-
-def changed(exported, folder, **values):
+def changed(classifier, folder, **values):
     """A copy of the exported folder whose cyclemlp.yml says something else; None removes an entry."""
-    shutil.copytree(exported / "model", folder)
+    shutil.copytree(classifier / "paddle", folder)
     manifest = yaml.safe_load((folder / "cyclemlp.yml").read_text())
     manifest = {key: value for key, value in {**manifest, **values}.items() if value is not None}
     (folder / "cyclemlp.yml").write_text(yaml.safe_dump(manifest))
@@ -49,44 +35,55 @@ def changed(exported, folder, **values):
         ({"format": "onnx"}, "files of the format onnx"),
         ({"files": {"../model.json": "0", "model.pdiparams": "0"}}, "no file"),
         ({"files": {"model.txt": "0", "model.pdiparams": "0"}}, "end with .json or .pdmodel and .pdiparams"),
-        ({"task": "det"}, "0 category_ids for 3 classes"),
-        ({"preprocessing": {"mean": ["a", 0, 0]}}, "preprocessing.mean is 'a'"),
+        ({"task": "det"}, "0 category_ids for 4 classes"),
+        ({"classes": []}, "0 classes; a model of the task cls has some"),
+        ({"palette": [[1, 2, 3]]}, "1 colours in the palette for 4 classes"),
+        ({"palette": [[1, 2, 256] for _ in range(4)]}, "a value of the palette is 256"),
+        ({"nms": {"score_threshold": 0.5}}, "nms is for detection"),
+        ({"preprocessing": {"mean": ["a", 0, 0]}}, "mean of preprocessing"),
         ({"preprocessing": {"std": [0, 1, 1]}}, "preprocessing.std"),
         ({"preprocessing": {"pad_to": 0}}, "pad_to is 0"),
+        ({"preprocessing": {"pad_to": 10**9}}, "pad_to is 1000000000; it takes an integer from 1 to 1024"),
+        ({"preprocessing": {"least": 10**9}}, "least of preprocessing is 1000000000"),
+        ({"preprocessing": {"mean": [float("nan"), 0, 0]}}, "preprocessing.mean is .nan.+finite"),
+        ({"preprocessing": {"std": [1, float("inf"), 1]}}, "preprocessing.std"),
+        ({"preprocessing": {"mean": [10**400, 0, 0]}}, "damaged"),
+        ({"preprocessing": {"input_range": [1, 1]}}, "preprocessing.input_range"),
+        ({"preprocessing": {"channel_order": "RBG"}}, "channel_order is 'RBG'; choose from RGB, BGR"),
         ({"preprocessing": {"resize": "short"}}, "takes 1 sizes"),
     ],
 )
-def test_a_manifest_that_is_not_one_says_which_entry(exported, tmp_path, values, named):
+def test_a_manifest_that_is_not_one_says_which_entry(classifier, tmp_path, values, named):
     with pytest.raises(ManifestError, match=named):
-        read_manifest(changed(exported, tmp_path / "copy", **values))
+        read_manifest(changed(classifier, tmp_path / "copy", **values))
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "a: [1", "\x00"])
-def test_text_that_is_no_manifest_is_refused(exported, tmp_path, text):
+def test_text_that_is_no_manifest_is_refused(classifier, tmp_path, text):
     (tmp_path / "cyclemlp.yml").write_text(text)
     with pytest.raises(ManifestError, match="damaged"):
         read_manifest(tmp_path)
 
 
-def test_the_order_of_a_manifests_entries_says_nothing(exported, tmp_path):
-    folder = changed(exported, tmp_path / "copy")
+def test_the_order_of_a_manifests_entries_says_nothing(classifier, tmp_path):
+    folder = changed(classifier, tmp_path / "copy")
     manifest = yaml.safe_load((folder / "cyclemlp.yml").read_text())
     manifest["files"] = dict(reversed(manifest["files"].items()))
     (folder / "cyclemlp.yml").write_text(yaml.safe_dump(manifest, sort_keys=False))
     image = {"image": np.ones((1, 3, 64, 64), np.float32)}
-    expected, actual = (DeployedModel(path).run(image)[0] for path in (exported / "model", folder))
+    expected, actual = (DeployedModel(path).run(image)[0] for path in (classifier / "paddle", folder))
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_a_manifest_of_another_model_is_refused(exported, tmp_path):
+def test_a_manifest_of_another_model_is_refused(classifier, tmp_path):
     with pytest.raises(ManifestError, match="inputs"):
-        DeployedModel(changed(exported, tmp_path / "inputs", inputs=["picture"]))
-    with pytest.raises(ManifestError, match="states 2 outputs"):
-        DeployedModel(changed(exported, tmp_path / "outputs", outputs=["one", "two"]))
+        DeployedModel(changed(classifier, tmp_path / "inputs", inputs=["picture"]))
+    with pytest.raises(ManifestError, match="has no inputs image and outputs one, two"):
+        DeployedModel(changed(classifier, tmp_path / "outputs", outputs=["one", "two"]))
 
 
-def test_a_program_that_does_not_load_is_an_error_and_no_crash(exported, tmp_path, capsys):
-    folder = changed(exported, tmp_path / "copy")
+def test_a_program_that_does_not_load_is_an_error_and_no_crash(classifier, tmp_path, capsys):
+    folder = changed(classifier, tmp_path / "copy")
     manifest = yaml.safe_load((folder / "cyclemlp.yml").read_text())
     weights = (folder / "model.pdiparams").read_bytes()[:1000]
     (folder / "model.pdiparams").write_bytes(weights)
@@ -98,79 +95,32 @@ def test_a_program_that_does_not_load_is_an_error_and_no_crash(exported, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_fails_leaves_the_earlier_one(exported, tmp_path, capsys):
-    folder = changed(exported, tmp_path / "copy")
-    (tmp_path / "names.txt").write_text("one\ntwo\n")
-    flags = ["--task", "cls", "--force", "--class-names", str(tmp_path / "names.txt")]
-    assert main(["export", str(exported / "b0.pdparams"), str(folder), *flags]) == 1
-    assert "names 2 classes" in capsys.readouterr().err
-    DeployedModel(folder)
-    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
-    assert main(["export", str(exported / "b0.pdparams"), str(folder), *flags]) == 1
-    assert "names.txt is no text" in capsys.readouterr().err
-    (tmp_path / "holiday").mkdir()
-    (tmp_path / "holiday" / "beach.jpg").write_bytes(b"")
-    assert main(["export", str(exported / "b0.pdparams"), str(tmp_path / "holiday"), "--task", "cls", "--force"]) == 1
-    assert "not overwritten" in capsys.readouterr().err
-    assert (tmp_path / "holiday" / "beach.jpg").exists()
-
-
-def test_a_dot_and_a_strip_are_classified(exported, tmp_path):
-    for name, size in {"dot": (1, 1), "strip": (20_000, 30), "tower": (30, 20_000)}.items():
-        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
-    assert main(["predict", str(exported / "model"), str(tmp_path), "--out", str(tmp_path / "out"), "--top", "2"]) == 0
-    with open(tmp_path / "out" / "results.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 6
-    assert max(max(Image.open(path).size) for path in (tmp_path / "out" / "overlays").iterdir()) < 5000
-
-
 @pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--batch-size", "0"], "--batch-size is 0"),
-        (["--top", "0"], "--top is 0"),
-        (["--threads", "0"], "--threads is 0"),
-        (["--tile", "64"], "--tile is for segmentation"),
-        (["--score-threshold", "7"], "--score-threshold is 7.0; it takes 0 to 1"),
-        (["--draw-threshold", "nan"], "--draw-threshold is nan"),
-        (["--coco-images", "none.json"], "--coco-images is for detection"),
-    ],
+    "values", [{"classes": ["ant", "bee", "cat"]}, {"classes": list("abcde")}, {"task": "seg"}, {"task": "features"}]
 )
-def test_flags_out_of_range_are_refused(exported, tmp_path, capsys, flags, named):
+def test_a_manifest_that_the_model_does_not_fit_is_refused_before_anything_is_written(
+    classifier, tmp_path, capsys, values
+):
+    more = {"classes": []} if values.get("task") == "features" else {}
+    folder = changed(classifier, tmp_path / "copy", **values, **more)
     Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
-    arguments = [str(exported / "model"), str(tmp_path / "one.png"), "--out", str(tmp_path / "out"), *flags]
-    assert main(["predict", *arguments]) == 1
-    assert named in capsys.readouterr().err
+    assert main(["predict", str(folder), str(tmp_path / "one.png"), "--out", str(tmp_path / "out")]) == 1
+    assert "this one gives logits [1, 4]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_too_large_is_left_out_and_the_others_done(exported, tmp_path, capsys):
-    for name, side in (("large", 400), ("small", 50)):
-        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
-    flags = ["--out", str(tmp_path / "out"), "--max-pixels", "10000"]
-    assert main(["predict", str(exported / "model"), str(tmp_path), *flags]) == 1
-    assert "large.png: ValueError: 400 x 400 pixels are more than --max-pixels 10000" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out" / "overlays").iterdir()] == ["small.jpg"]
-
-
-def test_a_batch_holds_no_more_pixels_than_one_image_may():
-    items = [(None, None, Prepared(np.zeros((3, 10, 10)), (10, 10), (10, 10), (1, 1)))] * 7
-
-    def sizes(**limits):
-        return [len(batch) for batch in batches_of_equal_shape(iter(items), **limits)]
-
-    assert sizes(size=4, most_pixels=1000) == [4, 3]
-    assert sizes(size=4, most_pixels=299) == [2, 2, 2, 1]
-    assert sizes(size=4, most_pixels=1) == [1] * 7
-
-
-def test_many_classes_leave_fewer_pixels_to_a_segmentation_model():
-    def pixels(task, classes):
-        names = tuple(map(str, range(classes)))
-        return Options().model_pixels(Manifest(task, "onnx", "", None, (), (), Preprocessing(), names))
-
-    assert pixels("seg", 2) == pixels("cls", 1000) == 4096 * 4096
-    assert pixels("seg", 150) * 150 * 4 <= 2**31
-    with pytest.raises(ValueError, match="--max-model-pixels"):
-        Options(tile=8192).check(Manifest("seg", "onnx", "", None, (), (), Preprocessing(), ("a", "b")))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: cls\ntask: seg", "task stands twice"),
+        ("preprocessing: {crop: 64, crop: 32}", "crop stands twice"),
+        ("versions: &a [*a]", r"aliases are not taken: \*a"),
+        ("a: &a [1]\nb: *a", "aliases are not taken"),
+        ("[" * 5000, "damaged"),
+        ("mean: 1" + "0" * 5000, "damaged"),
+    ],
+)
+def test_text_that_could_mean_two_things_or_much_is_refused(tmp_path, text, message):
+    (tmp_path / "cyclemlp.yml").write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path)

@@ -3,19 +3,15 @@
 import shutil
 
 import numpy as np
-import paddle
 import pytest
 from PIL import Image
 
-from cyclemlp_backbones import build_classifier
-from cyclemlp_backbones.cli import main
 from cyclemlp_backbones.deploy.images import prepare
 from cyclemlp_backbones.deploy.manifest import read_manifest
 from cyclemlp_backbones.deploy.quantize import quantize
 from cyclemlp_backbones.deploy.runtime import DeployedModel
+from tests.deploy.conftest import ONNX, export_classifier
 
-# paddle2onnx reads Paddle 3's programs only: without it there is nothing to quantise, and --quantize is refused.
-ONNX = paddle.__version__.startswith("3.")
 MODES = ("dynamic", "static")
 
 
@@ -26,29 +22,18 @@ def picture(number):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(classifier, tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8")
-    paddle.seed(0)
-    network = build_classifier("b0", num_classes=4)
-    for parameter in network.parameters():  # the initial weights give logits too small to tell classes apart
-        if len(parameter.shape) > 1:
-            parameter.set_value(parameter * 3)
-    paddle.save(network.state_dict(), str(folder / "b0.pdparams"))
     (folder / "images").mkdir()
     for number in range(100, 112):
         picture(number).save(folder / "images" / f"{number}.png")
     (folder / "images" / "broken.png").write_bytes(b"no picture")
     if ONNX:
-        assert export(folder, "float32") == 0
+        for name in ("float32", *MODES):
+            shutil.copytree(classifier / "onnx", folder / name)
         for mode in MODES:
-            shutil.copytree(folder / "float32", folder / mode)
             quantize(folder / mode, mode, calibration=folder / "images" if mode == "static" else None)
     return folder
-
-
-def export(folder, name, *flags):
-    arguments = [str(folder / "b0.pdparams"), str(folder / name), "--task", "cls", "--format", "onnx", "--size", "64"]
-    return main(["export", *arguments, *flags])
 
 
 def logits(model, batch):
@@ -102,14 +87,18 @@ def test_the_file_is_a_quarter_and_says_what_it_is(folder, mode):
         quantize(folder / mode, "dynamic")
 
 
-def test_what_cannot_be_calibrated_on_is_refused_before_anything_is_written(folder, tmp_path, capsys):
+def test_what_cannot_be_calibrated_on_is_refused_before_anything_is_written(classifier, tmp_path, capsys):
+    def export(*flags):
+        onnx = ("--format", "onnx", "--quantize", "static")
+        return export_classifier(classifier / "b0.pdparams", tmp_path / "refused", *onnx, *flags)
+
     (tmp_path / "empty").mkdir()
     for calibration, named in (("missing", "--calibration"), ("empty", "no image")):
-        assert export(folder, "refused", "--quantize", "static", "--calibration", str(tmp_path / calibration)) == 1
+        assert export("--calibration", str(tmp_path / calibration)) == 1
         assert named in capsys.readouterr().err
-    assert export(folder, "refused", "--quantize", "static") == 1
+    assert export() == 1
     assert "--calibration DIR" in capsys.readouterr().err
-    assert not (folder / "refused").exists()
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_folder_of_unreadable_images_calibrates_nothing(folder, tmp_path):
