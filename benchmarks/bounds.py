@@ -48,11 +48,12 @@ def layer_milliseconds(channels: int, rounds: int) -> dict[str, float]:
 
     from benchmarks.layers import BATCH, SIDES
     from cyclemlp_backbones import CycleFC
+    from cyclemlp_backbones.fast_cpu import accelerate
 
     side, groups = SIDES[channels], -(-channels // 3)
     size = [BATCH, side, side, groups, 1]
     x = paddle.randn([BATCH, side, side, channels])
-    layer, linear = CycleFC(channels, channels, (1, 3)), nn.Linear(channels, channels)
+    layer, linear = accelerate(CycleFC(channels, channels, (1, 3))), nn.Linear(channels, channels)
     padding = [0, 0, 0, 0, 1, 1, 0, 3 * groups - channels]
     padded = F.pad(x, padding).reshape([BATCH, side, side + 2, groups, 3])
     starts = [[0, 0, 1 + offset, 0, residue] for residue, offset in enumerate((0, 1, -1))]

@@ -38,10 +38,10 @@ PAPERS = {
 
 
 def _cyclemlp(variant: str, deform: bool) -> Any:
-    from benchmarks.oracle import DeformCycleNet
+    from benchmarks.oracle import deform_classifier
     from cyclemlp_backbones import build_classifier
 
-    return DeformCycleNet(variant) if deform else build_classifier(variant)
+    return deform_classifier(variant) if deform else build_classifier(variant)
 
 
 def _resnet(depth: int) -> Any:

@@ -23,18 +23,13 @@ def build(name: str) -> Any:
     """ "b1", "deform" or "resnet50", all with 1000 classes; the first two have the same weights."""
     import paddle
 
-    from benchmarks.oracle import DeformCycleNet
+    from benchmarks.oracle import deform_classifier
     from cyclemlp_backbones import build_classifier
 
     if name == "resnet50":
         return paddle.vision.models.resnet50()
     paddle.seed(0)
-    model = build_classifier("b1", drop_path_rate=0.0)
-    if name == "deform":
-        weights = model.state_dict()
-        model = DeformCycleNet("b1")
-        model.set_state_dict(weights)
-    return model
+    return deform_classifier("b1") if name == "deform" else build_classifier("b1", drop_path_rate=0.0)
 
 
 def forward_call(name: str, batch: int, size: int) -> Callable[[], None]:

@@ -26,6 +26,12 @@ def parser() -> argparse.ArgumentParser:
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="seg, det: override the configuration"
     )
     parser.add_argument("--format", default="paddle", choices=FORMATS, help="default: %(default)s")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "gpu"),
+        help="which the graph is made for, default %(default)s",
+    )
     parser.add_argument("--class-names", metavar="FILE", help="text file with a class's name a line")
     parser.add_argument("--size", type=int, default=224, help="cls: side of the crop, default %(default)s")
     parser.add_argument(
@@ -79,6 +85,7 @@ def main(argv: list[str]) -> int:
         model,
         args.out,
         format=args.format,
+        device=args.device,
         overwrite=args.force,
         quantization=args.quantize,
         calibration=args.calibration,

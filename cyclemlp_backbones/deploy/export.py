@@ -22,6 +22,7 @@ from paddle.static import InputSpec
 
 from cyclemlp_backbones import __version__
 from cyclemlp_backbones.cyclenet import CycleNet
+from cyclemlp_backbones.deploy.graph_forms import cpu_graph_forms
 from cyclemlp_backbones.deploy.manifest import (
     FILE_NAME,
     FORMATS,
@@ -37,6 +38,7 @@ from cyclemlp_backbones.variants import VARIANTS
 _BYTES = {0: 1, 1: 2, 2: 4, 3: 8, 4: 2, 5: 4, 6: 8, 20: 1, 21: 1, 22: 2}
 """Of a value, by Paddle's number of its dtype."""
 
+DEVICES = ("cpu", "gpu")
 OPSET = 17
 """The first in which LayerNormalization is one operator."""
 
@@ -77,25 +79,30 @@ def export(
     folder: str | os.PathLike,
     *,
     format: str,
+    device: str = "cpu",
     overwrite: bool = False,
     quantization: str | None = None,
     calibration: Path | None = None,
 ) -> Manifest:
     """Writes `model` into `folder`, which becomes complete at once: program, weights and `cyclemlp.yml`.
 
-    `format` is "paddle" or "onnx" (Paddle 3 only); `quantization` and `calibration` are `quantize`'s mode and images.
+    `format` is "paddle" or "onnx" (Paddle 3 only), `device` "cpu" or "gpu", whose runtime the graph's form is for: the
+    results are the same, and either runs on both. `quantization` and `calibration` are `quantize`'s mode and images.
     Any batch size, height and width from 32 on are open. A folder that holds anything is a ValueError, unless
     `overwrite` is set and what it holds is an earlier export. What was written is loaded and run before it counts.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
     path = Path(folder)
+    if device not in DEVICES:
+        raise ValueError(f"device is {device!r}; choose from {', '.join(DEVICES)}")
     check_folder(path, overwrite)
-    _prepare(model.layer, format)
+    model.layer.eval()
     stated = {name: value for name, value in vars(model).items() if name not in ("layer", "input_spec")}
     versions = {"cyclemlp-backbones": __version__, "paddle": paddle.__version__}
     manifest = Manifest(format=format, versions=versions, **stated)
-    with staged_export(path) as staged:
+    form = cpu_graph_forms(model.layer) if device == "cpu" else contextlib.nullcontext()
+    with staged_export(path) as staged, form:
         if format == "paddle":
             files = _save_paddle(model, staged)
         else:
@@ -108,12 +115,6 @@ def export(
         with contextlib.suppress(ImportError):  # without ONNX Runtime, a model is checked where it runs
             DeployedModel(staged)
     return manifest
-
-
-def _prepare(layer: nn.Layer, format: str) -> None:
-    """Brings a network into the form that is exported: here, and nowhere inside it, a runtime gets a form of its own,
-    where it was measured to be faster with that."""
-    layer.eval()
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
