@@ -13,8 +13,8 @@ from cyclemlp_backbones import VARIANTS
 class ModelConfig:
     """`variant` b0 … b5; `depths`, `embed_dims`, `mlp_ratios`, all three, replace its size.
 
-    `pretrained`: weights to start from, a path, a URL or "published". `replace_head`: leave out the file's head, for
-    another number of classes.
+    `pretrained`: weights to start from, a path, a URL or "published". `replace_head`: leave out the file's head also
+    where it has as many classes.
     """
 
     variant: str = "b1"

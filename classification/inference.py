@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def _load(config: Config) -> CycleNet:
     model = build_student(config.model)
-    load_pretrained(model, config)
+    load_pretrained(model, config, adapt=False)
     model.eval()
     return model
 

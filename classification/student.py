@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from cyclemlp_backbones import VARIANTS, CheckpointError, CycleNet, LoadReport, load_weights, locate_weights
+from cyclemlp_backbones import VARIANTS, CycleNet, LoadReport, load_weights, locate_weights
 
 from .config import Config, ModelConfig
 
@@ -27,19 +27,21 @@ def build_student(config: ModelConfig) -> CycleNet:
     )
 
 
-def load_pretrained(model: CycleNet, config: Config) -> LoadReport | None:
-    """Loads `model.pretrained` strictly; with `model.replace_head` all but the head, which stays fresh."""
+def load_pretrained(model: CycleNet, config: Config, *, adapt: bool) -> LoadReport | None:
+    """Loads `model.pretrained`. With `adapt`, to train on: a head of another number of classes stays fresh, as any does
+    with `model.replace_head`, and a stem of other channels is adapted. Without, for results, all has to fit."""
     pretrained, replace_head = config.model.pretrained, config.model.replace_head
     if not pretrained:
         if replace_head:
             raise ValueError("model.replace_head is true, but there is no model.pretrained whose head it could replace")
         return None
     path = locate_weights(True if pretrained == PUBLISHED else pretrained, config.model.variant)
-    try:
-        report = load_weights(model, path, ignore=HEAD if replace_head else ())
-    except CheckpointError as error:
-        hint = "" if replace_head or "head.weight" not in str(error) else " (here: model.replace_head: true)"
-        raise CheckpointError(f"{error}{hint}") from error
-    if replace_head:
+    report = load_weights(model, path, ignore=HEAD if replace_head else (), adapt=adapt)
+    if head_replaced(report):
         logger.info("the head is replaced: %d classes, freshly initialised", config.model.num_classes)
     return report
+
+
+def head_replaced(report: LoadReport | None) -> bool:
+    """Whether the file's head was left out."""
+    return report is not None and "head.weight" in (*report.ignored, *report.fresh_head)

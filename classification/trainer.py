@@ -31,7 +31,7 @@ from .precision import Precision, loss_scale, restore_scaler, scaler_state
 from .report import Meter, RunLog, as_time, draw_curves, write_description, write_json
 from .run_state import RunState
 from .schedule import FORWARD, MIX, Plan, generator, integer_seed, learning_rate
-from .student import build_student, load_pretrained
+from .student import build_student, head_replaced, load_pretrained
 from .teacher import Teacher, build_teacher
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ class Trainer:
         model = build_student(config.model)
         self.states = self.output / "checkpoints"
         resume = run_state.find_resume(config.run.resume, self.states)
-        if resume is None:
-            load_pretrained(model, config)
+        loaded = load_pretrained(model, config, adapt=True) if resume is None else None
+        self.head_replaced = head_replaced(loaded)
         self.model, self.optimizer = self.precision.decorate(model, build_optimizer(model, config.optimizer))
         self.parameters = [parameter for parameter in self.model.parameters() if not parameter.stop_gradient]
         self._names = {parameter.name: name for name, parameter in self.model.named_parameters()}
@@ -298,6 +298,7 @@ class Trainer:
                 "last": self.last,
                 "skipped": self.skipped,
                 "broken": sorted(self.broken.indices),
+                "head replaced": self.head_replaced,
             }
             keep, best = self.config.run.keep, self.best.get("step")
             run_state.write_run_state(self.states, RunState(arrays, meta), keep=keep, best=best)
@@ -314,6 +315,7 @@ class Trainer:
         restore_scaler(self.scaler, saved.meta["scaler"])
         self.best, self.last, self.skipped = (saved.meta[key] for key in ("best", "last", "skipped"))
         self.broken.indices = set(saved.meta["broken"])
+        self.head_replaced = saved.meta.get("head replaced", self.config.model.replace_head)
         self.step = saved.step
         logger.info("resumed from %s, step %d", path, self.step)
 
@@ -337,7 +339,7 @@ class Trainer:
             "best": self.best,
             "seconds": round(seconds, 1),
             "amp": self.precision.dtype,
-            "head_replaced": self.config.model.replace_head,
+            "head_replaced": self.head_replaced,
             "skipped_steps": self.skipped,
             "broken_images": len(self.broken.indices),
         }

@@ -14,7 +14,7 @@ LAUNCHER = PACKAGE / "__main__.py"
 
 _LAUNCH = """cyclemlp cls --launcher prints the file to give to paddle.distributed.launch. On several devices:
        python -m paddle.distributed.launch --devices 0,1 "$(cyclemlp cls --launcher)" cls train --config FILE …
-On a CPU: `--nproc_per_node 2 --backend gloo` instead of `--devices 0,1`."""
+On a CPU: `--nproc_per_node 2` instead of `--devices 0,1`."""
 
 
 def program() -> str:

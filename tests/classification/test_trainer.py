@@ -11,12 +11,13 @@ import pytest
 
 from classification.config import ModelConfig
 from classification.distributed import World
+from classification.inference import evaluate_weights
 from classification.precision import Precision, loss_scale
 from classification.report import read_log
 from classification.run_state import read_run_state, saved_steps, steps_to_delete
 from classification.student import build_student
 from classification.trainer import NonFiniteLossError, Trainer
-from cyclemlp_backbones import CheckpointError, CycleNet, load_weights
+from cyclemlp_backbones import CheckpointError, CycleNet, load_weights, write_checkpoint
 from cyclemlp_backbones import read_checkpoint as weights
 from tests.classification.tiny import ROOT, arguments, enabled_scaler, environment, run_python, tiny_config
 from tests.reference import GOLDEN
@@ -198,13 +199,30 @@ def test_fine_tuning_at_another_class_count_replaces_the_head_on_purpose(digits,
     same = Trainer(tiny_config(digits, tmp_path / "same", model__pretrained=start))
     assert equal({name: value.numpy() for name, value in same.model.state_dict().items()}, weights(start))
     changes = {"model__pretrained": start, "model__num_classes": 12, "data__input_size": 48}
-    with pytest.raises(CheckpointError, match=r"(?s)head.weight.*model.replace_head: true"):
-        Trainer(tiny_config(digits, tmp_path / "refused", **changes))
     with caplog.at_level("INFO"):
-        tuned = Trainer(tiny_config(digits, tmp_path / "tuned", **changes, model__replace_head=True))
+        tuned = Trainer(tiny_config(digits, tmp_path / "tuned", **changes))
     assert "the head is replaced: 12 classes" in caplog.text
     assert np.array_equal(tuned.model.norm.weight.numpy(), weights(start)["norm.weight"])
     assert tuned.run()["head_replaced"] is True
+    resumed = {"run__resume": str(tmp_path / "tuned" / "checkpoints" / "step-00000010.safetensors"), **changes}
+    assert Trainer(tiny_config(digits, tmp_path / "resumed", **resumed)).run()["head_replaced"] is True
+    fresh = Trainer(tiny_config(digits, tmp_path / "fresh", model__pretrained=start, model__replace_head=True))
+    assert not np.array_equal(fresh.model.head.weight.numpy(), weights(start)["head.weight"])
+    assert same.head_replaced is False
+
+
+def test_training_adapts_a_stem_of_other_channels_and_evaluation_refuses_what_does_not_fit(digits, whole, tmp_path):
+    arrays = weights(whole / "last.pdparams")
+    stem = arrays["patch_embed.proj.weight"]  # (O, 3, K, K)
+    write_checkpoint(tmp_path / "gray.pdparams", {**arrays, "patch_embed.proj.weight": stem.sum(1, keepdims=True)})
+    config = tiny_config(digits, tmp_path / "run", model__pretrained=str(tmp_path / "gray.pdparams"))
+    adapted = Trainer(config).model.patch_embed.proj.weight.numpy()
+    assert np.allclose(adapted.sum(1), stem.sum(1), atol=1e-5)  # a gray picture in RGB gives what it gave
+    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight"):
+        evaluate_weights(config, World())
+    classes = {"model__pretrained": str(whole / "last.pdparams"), "model__num_classes": 12}
+    with pytest.raises(CheckpointError, match=r"head\.weight"):
+        evaluate_weights(tiny_config(digits, tmp_path / "run", **classes), World())
 
 
 def test_recompute_ends_with_the_same_weights(digits, tmp_path):
