@@ -42,6 +42,9 @@ _TRANSIENT = frozenset([408, 416, 425, 429, 500, 502, 503, 504])
 class DownloadError(OSError):
     """A file could not be downloaded; the message has the URL and where to put the file by hand."""
 
+    def __init__(self, url: str, reason: object):
+        super().__init__(f"could not download {url}: {reason}\nTo do it by hand, put the file at {cached_path(url)}")
+
 
 class _Interrupted(Exception):
     """This try failed; another may succeed."""
@@ -81,29 +84,21 @@ def fetch(url: str, *, sha256: str | None = None, size: int | None = None) -> Pa
             target.parent.mkdir(parents=True, exist_ok=True)
             with _only_one_process(target) as alone:
                 if not target.exists():
-                    part = _beside(target, ".part" if alone else f".{socket.gethostname()}.{os.getpid()}.part")
+                    part = Path(f"{target}.part" if alone else f"{target}.{socket.gethostname()}.{os.getpid()}.part")
                     _Download(url, target, part, sha256, size).run()
         except DownloadError:
             raise
         except OSError as error:
             reason = f"cannot write to {target.parent} ({error.strerror or error}); {_ROOM}"
-            raise _explained(url, target, reason) from error
+            raise DownloadError(url, reason) from error
     _check(url, target, sha256, size)
     return target
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _explained(url: str, target: Path, reason: str) -> DownloadError:
-    return DownloadError(f"could not download {url}: {reason}\nTo do it by hand, put the file at {target}")
 
 
 @contextmanager
 def _only_one_process(target: Path) -> Iterator[bool]:
     """Waits until no other process downloads `target`; False where the file system knows no locks."""
-    with _beside(target, ".lock").open("w") as file:
+    with Path(f"{target}.lock").open("w") as file:
         try:
             import fcntl
 
@@ -117,12 +112,12 @@ def _only_one_process(target: Path) -> Iterator[bool]:
 def _record(path: Path, content: dict[str, Any]) -> None:
     """Writes what is known of the file `path` beside it."""
     text = json.dumps(content, indent=1) + "\n"
-    files.write_atomically(_beside(path, ".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    files.write_atomically(f"{path}.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _recorded(path: Path) -> dict[str, Any]:
     """What is known of the file `path`; empty if nothing is."""
-    record = _beside(path, ".json")
+    record = Path(f"{path}.json")
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -178,26 +173,23 @@ class _Download:
                     delays = list(RETRY_DELAYS) if self._part_size() > before else delays
                     if not delays or number == MAX_TRIES:
                         kept = "what has come so far is kept, and the next call goes on from there"
-                        raise self._failed(f"{error}; {kept}") from error
+                        raise DownloadError(self.url, f"{error}; {kept}") from error
                     logger.warning("%s: %s; trying again in %g s", self.url, error, delays[0])
                     time.sleep(delays.pop(0))
         found = files.sha256(self.part)
         if self.sha256 is not None and found != self.sha256.lower():
             self._discard()
-            raise self._failed(f"its sha256 is {found}, expected {self.sha256.lower()}")
+            raise DownloadError(self.url, f"its sha256 is {found}, expected {self.sha256.lower()}")
         _record(self.target, {"url": self.url, "sha256": found, "size": self._part_size()})
         files.write_atomically(self.target, lambda temporary: os.replace(self.part, temporary))
         self._discard()
-
-    def _failed(self, reason: str) -> DownloadError:
-        return _explained(self.url, self.target, reason)
 
     def _part_size(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _discard(self) -> None:
         self.part.unlink(missing_ok=True)
-        _beside(self.part, ".json").unlink(missing_ok=True)
+        Path(f"{self.part}.json").unlink(missing_ok=True)
 
     def _try(self, progress: tqdm) -> None:
         try:
@@ -217,11 +209,11 @@ class _Download:
             answer = f"the server answers {error.code} {printable(error.reason)}"
             if error.code == 416:  # it has not as many bytes as have come already
                 self._discard()
-            raise (_Interrupted(answer) if error.code in _TRANSIENT else self._failed(answer)) from error
+            raise (_Interrupted(answer) if error.code in _TRANSIENT else DownloadError(self.url, answer)) from error
         except urllib.error.URLError as error:
             raise _Interrupted(f"no connection ({printable(error.reason)})") from error
         except (http.client.InvalidURL, ValueError) as error:  # of a redirection
-            raise self._failed(printable(error)) from error
+            raise DownloadError(self.url, printable(error)) from error
         except (http.client.HTTPException, OSError) as error:
             raise _broken(error) from error
         with response:
@@ -231,11 +223,15 @@ class _Download:
         headers, resumed = response.headers, response.status == 206
         encoding, announced = headers.get("Content-Encoding", "identity"), headers.get("Content-Length")
         if headers.get_content_type() == "text/html":
-            raise self._failed("the server answers with a web page; check the URL and whether a proxy asks for a login")
+            raise DownloadError(
+                self.url, "the server answers with a web page; check the URL and whether a proxy asks for a login"
+            )
         if response.status not in (200, 206) or encoding.lower() != "identity":
-            raise self._failed(f"the server answers {response.status}, encoding {printable(encoding)}, not the file")
+            raise DownloadError(
+                self.url, f"the server answers {response.status}, encoding {printable(encoding)}, not the file"
+            )
         if announced is not None and not re.fullmatch(_NATURAL, announced):
-            raise self._failed(f"the server announces a length of {printable(announced)!r}")
+            raise DownloadError(self.url, f"the server announces a length of {printable(announced)!r}")
         total = self.size if announced is None else int(announced)
         new_version = _version(headers)
         if resumed:
@@ -247,12 +243,14 @@ class _Download:
         else:
             start = 0
         if total is None and self.sha256 is None:
-            raise self._failed("the server does not tell the length of the file: nothing could tell that it is whole")
+            raise DownloadError(
+                self.url, "the server does not tell the length of the file: nothing could tell that it is whole"
+            )
         if self.size not in (None, total):
             self._discard()
-            raise self._failed(f"the server has a file of {total} bytes, expected {self.size}")
+            raise DownloadError(self.url, f"the server has a file of {total} bytes, expected {self.size}")
         if total is not None and total - start > shutil.disk_usage(self.part.parent).free:
-            raise self._failed(f"{self.part.parent} has no room for {total - start} bytes; {_ROOM}")
+            raise DownloadError(self.url, f"{self.part.parent} has no room for {total - start} bytes; {_ROOM}")
         if not resumed:
             self._discard()
             if new_version is not None:
