@@ -41,7 +41,7 @@ from classification.schedule import Plan, learning_rate
 from classification.seeding import FORWARD, MIX, generator, integer_seed
 from classification.student import build_student, load_pretrained
 from classification.teacher import Teacher, build_teacher
-from cyclemlp_backbones import write_checkpoint
+from cyclemlp_backbones import load_weights, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -348,9 +348,7 @@ class Trainer:
         checkpoints.check_same_run(
             saved, self.config, processes=self.world.size, samples=self.samples.fingerprint(), path=path
         )
-        state, arrays = self.model.state_dict(), saved.part("model")
-        for name, tensor in state.items():
-            tensor.set_value(paddle.to_tensor(arrays[name]).astype(tensor.dtype))
+        load_weights(self.model, saved.part("model"), layout="paddle")
         checkpoints.restore_optimizer(self.optimizer, self._names, saved.part("optimizer"), saved.part("master"))
         if self.average is not None:
             self.average.load(saved.part("ema"))

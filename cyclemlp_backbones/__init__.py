@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cyclemlp_backbones.cyclenet import CycleNet as CycleNet
     from cyclemlp_backbones.factory import build_backbone as build_backbone
     from cyclemlp_backbones.factory import build_classifier as build_classifier
+    from cyclemlp_backbones.factory import from_weights as from_weights
     from cyclemlp_backbones.layer_decay import apply_layer_decay as apply_layer_decay
     from cyclemlp_backbones.layers import CycleFC as CycleFC
     from cyclemlp_backbones.pyramid import StageSpec as StageSpec
@@ -39,6 +40,7 @@ _MODULE_OF = {
     "build_backbone": "factory",
     "build_classifier": "factory",
     "cycle_offsets": "shift",
+    "from_weights": "factory",
     "list_variants": "variants",
     "load_weights": "weights.loading",
     "locate_weights": "weights.loading",

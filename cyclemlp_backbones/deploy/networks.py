@@ -6,12 +6,12 @@ import math
 import os
 from pathlib import Path
 
-from cyclemlp_backbones.cli.convert import network_of
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing
 from cyclemlp_backbones.variants import VARIANTS
-from cyclemlp_backbones.weights.formats import CheckpointError, Layout, read_checkpoint_file
-from cyclemlp_backbones.weights.loading import load_arrays
+from cyclemlp_backbones.weights.formats import Layout
+from cyclemlp_backbones.weights.loading import read_network
+from cyclemlp_backbones.weights.pickles import CheckpointError
 
 _CROP_PCT = 0.9
 
@@ -46,15 +46,13 @@ def network_export(
 
     `size` is the side of the crop that a classifier is evaluated on. Raises CheckpointError for another file.
     """
-    file = read_checkpoint_file(checkpoint)
-    model = network_of(file.arrays, checkpoint)
+    model, _ = read_network(checkpoint, layout=layout)
     if task == "cls" and model.num_classes is None:
         raise CheckpointError(
             f"{checkpoint} holds a backbone without a classifier's head; export it with --task features"
         )
     if task == "features" and model.num_classes is not None:
         raise CheckpointError(f"{checkpoint} holds a classifier, without pyramid norms; export it with --task cls")
-    load_arrays(model, file.arrays, described=checkpoint, layout=layout or file.layout)
     variant = variant_of(model)
     crop_pct = VARIANTS[variant].crop_pct if variant else _CROP_PCT
     if task == "features":

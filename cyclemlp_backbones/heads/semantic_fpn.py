@@ -10,8 +10,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.checks import check_integer
+from cyclemlp_backbones.weights.loading import load_model_weights
 
 _STRIDES = (4, 8, 16, 32)
 

@@ -1,76 +1,19 @@
-"""What NumPy's, Paddle's and PyTorch's pickles name, as inert data: the table that `PickleReader` is given."""
+"""Arrays that still lie in a file, and what the pickles of NumPy, Paddle and PyTorch name to describe them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from cyclemlp_backbones.weights.pickles import CheckpointError, Constructor, Inert, damaged, printable
+from cyclemlp_backbones.weights.pickles import CheckpointError, Inert, Known, LongText, damaged, printable
 
 _MAX_DIMENSIONS = 16
-_NUMBER_CODES = frozenset(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"])
-
-
-@dataclass(frozen=True)
-class ElementType:
-    """The type of an array's elements as stored: a NumPy dtype; bfloat16 is stored as unsigned 16-bit integers."""
-
-    dtype: np.dtype
-    bfloat16: bool = False
-
-
-def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Bits of bfloat16, as uint16 -> the same numbers as float32, exactly."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-class StoredArray:
-    """An array that still lies in the file; `load` copies it."""
-
-    def __init__(self, view: Callable[[], np.ndarray], shape: tuple[int, ...], element: ElementType):
-        self._view = view
-        self.shape = shape
-        self.element = element
-
-    @classmethod
-    def from_buffer(cls, content: memoryview, element: ElementType, shape: tuple[int, ...]) -> StoredArray:
-        """An array of `shape`, C order, whose elements are all of `content`; CheckpointError if sizes differ."""
-        if len(content) != math.prod(shape) * element.dtype.itemsize:
-            raise damaged(f"an array of shape {list(shape)} and dtype {element.dtype} has {len(content)} bytes")
-        return cls(lambda: np.ndarray(shape, element.dtype, buffer=content), shape, element)
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the array that `load` returns, in bytes."""
-        return math.prod(self.shape) * (4 if self.element.bfloat16 else self.element.dtype.itemsize)
-
-    def load(self) -> np.ndarray:
-        """A copy in this machine's byte order, C order; bfloat16 as float32."""
-        stored = self._view()
-        native = np.array(stored, dtype=stored.dtype.newbyteorder("="), order="C")
-        return widen_bfloat16(native) if self.element.bfloat16 else native
-
-
-class JoinedArray(StoredArray):
-    """An array that lies in the file in flat parts."""
-
-    def __init__(self, parts: Sequence[StoredArray], shape: Any):
-        shape = check_shape(shape)
-        length = sum(math.prod(part.shape) for part in parts)
-        if length != math.prod(shape):
-            raise damaged(
-                f"the parts of a cut-up parameter of shape {list(shape)} have {length} elements, not {math.prod(shape)}"
-            )
-        super().__init__(
-            lambda: np.concatenate([part.load() for part in parts]).reshape(shape), shape, parts[0].element
-        )
-
-    def load(self) -> np.ndarray:
-        return self._view()  # its parts are copies in this machine's byte order already
+_NUMBER_CODES = ("b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
@@ -78,138 +21,141 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     if (
         not isinstance(shape, tuple)
         or len(shape) > _MAX_DIMENSIONS
-        or not all(type(size) is int and size >= 0 for size in shape)
+        or not all(type(size) is int and 0 <= size < 1 << 62 for size in shape)
     ):
         raise damaged("an array's shape or strides are not a short tuple of natural numbers")
     return shape
+
+
+@dataclass(slots=True, eq=False)
+class StoredArray:
+    """An array that lies in the file; `load` copies it. `offset` and `strides` are in bytes; None are those of `order`.
+
+    No weights are unsigned 16-bit integers: Paddle, PyTorch and safetensors store bfloat16 as such.
+    """
+
+    content: Callable[[], Any] | None = None
+    dtype: np.dtype = field(default=np.dtype("u1"))
+    shape: tuple[int, ...] = ()
+    offset: int = 0
+    strides: tuple[int, ...] | None = None
+    order: Literal["C", "F"] = "C"
+
+    def build(self, state: Any) -> None:
+        """What a pickle tells of a `numpy.ndarray` after its construction."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise damaged("a NumPy array in its pickle has no shape, dtype and bytes")
+        self.describe(state[1], state[2], "F" if state[3] else "C", state[4])
+
+    def describe(self, shape: Any, dtype: Any, order: Any, content: Any) -> StoredArray:
+        if not isinstance(dtype, NumpyDtype) or order not in ("C", "F"):
+            raise damaged("a NumPy array in its pickle has no dtype or order")
+        if not isinstance(content, (bytes, memoryview, str, LongText)):
+            raise damaged("a NumPy array in its pickle has no bytes")
+        if isinstance(content, (bytes, memoryview)):
+            self.content = lambda: content
+        else:  # bytes of Python 2, or as protocol 2 writes them
+            self.content = partial(content.encode, "latin-1")
+        self.shape, self.dtype, self.order = check_shape(shape), dtype.dtype, order
+        self.offset, self.strides = 0, None
+        return self
+
+    @property
+    def is_bfloat16(self) -> bool:
+        return self.dtype.kind == "u" and self.dtype.itemsize == 2
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the array that `load` returns, in bytes."""
+        return math.prod(self.shape) * (4 if self.is_bfloat16 else self.dtype.itemsize)
+
+    def load(self) -> np.ndarray:
+        """A copy in this machine's byte order, C order; bfloat16 as float32."""
+        array = np.empty(self.shape, np.float32 if self.is_bfloat16 else self.dtype.newbyteorder("="))
+        if array.size:
+            self.fill(array)
+        return array
+
+    def fill(self, array: np.ndarray) -> None:
+        """Copies the content into `array`, without another copy in between."""
+        content = self.content() if self.content is not None else b""
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if self.strides is None and len(content) != needed:
+            raise damaged(
+                f"an array of shape {list(self.shape)} and dtype {self.dtype} has "
+                + (f"{len(content)} bytes; it needs {needed}" if self.content else "no content")
+            )
+        stored: np.ndarray = np.ndarray(self.shape, self.dtype, content, self.offset, self.strides, self.order)
+        if self.is_bfloat16:
+            bits = array.view(np.uint32)
+            bits[...] = stored
+            bits <<= 16
+        else:
+            array[...] = stored
+
+
+def join(parts: Sequence[StoredArray], shape: Any) -> StoredArray:
+    """An array that lies in flat parts, as Paddle's pickle protocols 2 and 3 cut large ones up."""
+    contents = [part.content for part in parts if part.content is not None]
+    return StoredArray(lambda: b"".join(content() for content in contents), parts[0].dtype, check_shape(shape))
 
 
 class NumpyDtype:
     """A `numpy.dtype` in a pickle; its byte order follows in BUILD."""
 
     def __init__(self, code: Any, *_: Any):
-        if isinstance(code, str) and code.startswith(("O", "|O")):
-            raise CheckpointError("refused: an array of Python objects (dtype object); save arrays of numbers")
         if not isinstance(code, str) or code not in _NUMBER_CODES:
-            raise CheckpointError(
-                f"refused: an array of dtype {printable(str(code))!r}; allowed are {', '.join(sorted(_NUMBER_CODES))}"
-            )
-        self._code = code
-        self._order = "="
+            what = "Python objects (dtype object)" if isinstance(code, str) and code.strip("|")[:1] == "O" else None
+            shown = what or f"dtype {printable(code) if isinstance(code, str) else type(code).__name__!r}"
+            raise CheckpointError(f"refused: an array of {shown}; allowed are numbers, {', '.join(_NUMBER_CODES)}")
+        self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if not isinstance(order, str) or order not in ("<", ">", "|", "="):
             raise damaged("a NumPy dtype in its pickle has no byte order")
-        self._order = state[1]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(self._order + self._code)
+        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
 
 
-class NumpyArray(StoredArray):
-    """A `numpy.ndarray` in a pickle; shape, dtype and bytes follow in BUILD."""
-
-    def __init__(self) -> None:
-        super().__init__(self._missing, (), ElementType(np.dtype("u1")))
-
-    @staticmethod
-    def _missing() -> np.ndarray:
-        raise damaged("a NumPy array in its pickle has no content")
-
-    def build(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise damaged("a NumPy array in its pickle has no shape, dtype and bytes")
-        _, shape, dtype, fortran_order, content = state
-        self.fill(shape, dtype, "F" if fortran_order else "C", content)
-
-    def fill(self, shape: Any, dtype: Any, order: Any, content: Any) -> None:
-        shape = check_shape(shape)
-        if not isinstance(dtype, NumpyDtype) or (order != "C" and order != "F"):
-            raise damaged("a NumPy array in its pickle has no dtype or order")
-        if isinstance(content, str):
-            content = content.encode("latin-1")  # bytes of Python 2
-        if not isinstance(content, (bytes, memoryview)):
-            raise damaged("a NumPy array in its pickle has no bytes")
-        needed = math.prod(shape) * dtype.dtype.itemsize
-        if len(content) != needed:
-            raise damaged(
-                f"an array of shape {list(shape)} and dtype {dtype.dtype} has {len(content)} bytes; it needs {needed}"
-            )
-        self.shape = shape
-        self.element = ElementType(dtype.dtype)
-        self._view = lambda: np.ndarray(shape, dtype.dtype, buffer=content, order=order)
-
-
-def _reconstruct(kind: Any, *_: Any) -> NumpyArray:
-    if kind is not _NDARRAY:
-        raise damaged("its pickle reconstructs what is no NumPy array")
-    return NumpyArray()
-
-
-def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> NumpyArray:
-    array = NumpyArray()
-    array.fill(shape, dtype, order, content)
-    return array
-
-
-def _scalar(dtype: Any, content: Any) -> NumpyArray:
-    array = NumpyArray()
-    array.fill((), dtype, "C", content)
-    return array
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise damaged("its pickle encodes text other than as latin1")
-    return text.encode("latin-1")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
-    """A PyTorch storage of `length` elements, whose bytes `open` gives when they are needed."""
+    """A PyTorch storage of `length` elements, whose bytes `content` gives when they are needed."""
 
-    element: ElementType
+    dtype: np.dtype
     length: int
     byte_order: Literal["<", ">"]
-    open: Callable[[], memoryview]
+    content: Callable[[], memoryview]
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredArray:
+def _reconstruct(kind: Any, *_: Any) -> StoredArray:
+    if kind is not _NDARRAY:
+        raise damaged("its pickle reconstructs what is no NumPy array")
+    return StoredArray()
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> Any:
+    """The text itself: an array decodes it when it is loaded."""
+    if not isinstance(text, (str, LongText)) or encoding not in ("latin1", "latin-1"):
+        raise damaged("its pickle encodes something other than text, or other than as latin1")
+    return text
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredArray:
+    """A strided tensor; version 3 gives its dtype after two entries that are not needed, else it is the storage's."""
     if not isinstance(storage, Storage):
         raise damaged("its pickle rebuilds a tensor from what is no storage")
-    return _strided(storage, storage.element, storage.length, offset, shape, strides)
-
-
-def _rebuild_tensor_v3(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, element: Any, *_: Any
-) -> StoredArray:
-    if not isinstance(storage, Storage) or not isinstance(element, ElementType):
-        raise damaged("its pickle rebuilds a tensor from what is no storage")
-    length = storage.length * storage.element.dtype.itemsize // element.dtype.itemsize
-    return _strided(storage, element, length, offset, shape, strides)
-
-
-def _strided(storage: Storage, element: ElementType, length: int, offset: Any, shape: Any, strides: Any) -> StoredArray:
     shape, strides = check_shape(shape), check_shape(strides)
     (offset,) = check_shape((offset,))
-    if len(shape) != len(strides):
-        raise damaged(f"a tensor has shape {list(shape)} and strides {list(strides)}")
+    dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], np.dtype) else storage.dtype
+    length = storage.length * storage.dtype.itemsize // dtype.itemsize
     end = offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) + 1
-    if 0 not in shape and end > length:
+    if len(shape) != len(strides) or (0 not in shape and end > length):
         raise damaged(
             f"a tensor of shape {list(shape)}, strides {list(strides)} and offset {offset} needs {end} elements; "
             f"its storage has {length}"
         )
-    dtype = element.dtype.newbyteorder(storage.byte_order)
-
-    def view() -> np.ndarray:
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        bytes_per_step = tuple(stride * dtype.itemsize for stride in strides)
-        return np.ndarray(shape, dtype, buffer=storage.open(), offset=offset * dtype.itemsize, strides=bytes_per_step)
-
-    return StoredArray(view, shape, element)
+    offset, strides = offset * dtype.itemsize, tuple(stride * dtype.itemsize for stride in strides)
+    return StoredArray(storage.content, dtype.newbyteorder(storage.byte_order), shape, offset, strides)
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> StoredArray:
@@ -225,65 +171,55 @@ def _ordered_dict(items: Any = ()) -> dict:
 
 
 def _tuple(items: Any = ()) -> tuple:
-    return tuple(items) if isinstance(items, (tuple, list)) else ()
+    return items if isinstance(items, tuple) else ()
 
 
-def _inert(name: str) -> Constructor:
-    return Constructor(name, lambda *_: Inert(name))
+_NDARRAY = Known("numpy.ndarray")
 
-
-def _element(code: str, *, bfloat16: bool = False) -> ElementType:
-    return ElementType(np.dtype("<" + code), bfloat16)
-
-
-_NDARRAY = Inert("numpy.ndarray")
+_FUNCTIONS: dict[str, Callable[..., Any] | None] = {
+    "collections.OrderedDict": _ordered_dict,
+    "argparse.Namespace": lambda *_: Inert("argparse.Namespace"),
+    "_codecs.encode": _encode,
+    "numpy.dtype": NumpyDtype,
+    "torch.Size": _tuple,
+    "torch.device": lambda *_: Inert("torch.device"),
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+}
+for _module in ("builtins", "__builtin__"):  # Python 3's name and Python 2's, which protocol 2 writes
+    _FUNCTIONS[f"{_module}.tuple"] = _tuple  # (name, array): how Paddle writes a tensor
+    _FUNCTIONS[f"{_module}.bytes"] = lambda: b""
+    _FUNCTIONS[f"{_module}.set"] = lambda *_: Inert("set")
+for _core in ("numpy.core", "numpy._core"):  # NumPy 1's name and NumPy 2's
+    _FUNCTIONS[f"{_core}.multiarray._reconstruct"] = _reconstruct
+    _FUNCTIONS[f"{_core}.multiarray.scalar"] = lambda dtype, content: StoredArray().describe((), dtype, "C", content)
+    _FUNCTIONS[f"{_core}.numeric._frombuffer"] = lambda content, dtype, shape, order: StoredArray().describe(
+        shape, dtype, order, content
+    )
 
 _TORCH_TYPES = {
-    ("FloatStorage", "float32"): _element("f4"),
-    ("DoubleStorage", "float64"): _element("f8"),
-    ("HalfStorage", "float16"): _element("f2"),
-    ("BFloat16Storage", "bfloat16"): _element("u2", bfloat16=True),
-    ("LongStorage", "int64"): _element("i8"),
-    ("IntStorage", "int32"): _element("i4"),
-    ("ShortStorage", "int16"): _element("i2"),
-    ("CharStorage", "int8"): _element("i1"),
-    ("ByteStorage", "uint8"): _element("u1"),
-    ("BoolStorage", "bool"): _element("b1"),
-    ("UntypedStorage",): _element("u1"),
+    "f4": ("FloatStorage", "float32"),
+    "f8": ("DoubleStorage", "float64"),
+    "f2": ("HalfStorage", "float16"),
+    "u2": ("BFloat16Storage", "bfloat16"),
+    "i8": ("LongStorage", "int64"),
+    "i4": ("IntStorage", "int32"),
+    "i2": ("ShortStorage", "int16"),
+    "i1": ("CharStorage", "int8"),
+    "u1": ("ByteStorage", "uint8", "UntypedStorage", "storage.UntypedStorage"),
+    "b1": ("BoolStorage", "bool"),
 }
 
-
-def _names() -> dict[tuple[str, str], Any]:
-    names: dict[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): Constructor("collections.OrderedDict", _ordered_dict),
-        ("argparse", "Namespace"): _inert("argparse.Namespace"),
-        ("_codecs", "encode"): Constructor("_codecs.encode", _encode),
-        ("numpy", "ndarray"): _NDARRAY,
-        ("numpy", "dtype"): Constructor("numpy.dtype", NumpyDtype),
-        ("torch", "Size"): Constructor("torch.Size", _tuple),
-        ("torch", "device"): _inert("torch.device"),
-        ("torch.storage", "UntypedStorage"): _element("u1"),
-        ("torch._utils", "_rebuild_tensor"): Constructor("torch._utils._rebuild_tensor", _rebuild_tensor),
-        ("torch._utils", "_rebuild_tensor_v2"): Constructor("torch._utils._rebuild_tensor_v2", _rebuild_tensor),
-        ("torch._utils", "_rebuild_tensor_v3"): Constructor("torch._utils._rebuild_tensor_v3", _rebuild_tensor_v3),
-        ("torch._utils", "_rebuild_parameter"): Constructor("torch._utils._rebuild_parameter", _rebuild_parameter),
-        ("torch._utils", "_rebuild_parameter_with_state"): Constructor(
-            "torch._utils._rebuild_parameter_with_state", _rebuild_parameter
-        ),
-    }
-    for module in ("builtins", "__builtin__"):  # Python 3's name and Python 2's, which protocol 2 writes
-        names[module, "tuple"] = Constructor("tuple", _tuple)  # (name, array): how Paddle writes a tensor
-        names[module, "bytes"] = Constructor("bytes", lambda: b"")
-        names[module, "set"] = _inert("set")
-    for core in ("numpy.core", "numpy._core"):  # NumPy 1's name and NumPy 2's
-        names[core + ".multiarray", "_reconstruct"] = Constructor("numpy._reconstruct", _reconstruct)
-        names[core + ".multiarray", "scalar"] = Constructor("numpy.scalar", _scalar)
-        names[core + ".numeric", "_frombuffer"] = Constructor("numpy._frombuffer", _from_buffer)
-    for aliases, element in _TORCH_TYPES.items():
-        for alias in aliases:
-            names["torch", alias] = element
-    return names
-
-
-NAMES = _names()
+NAMES: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _NDARRAY,
+    **{(name.rpartition(".")[0], name.rpartition(".")[2]): Known(name, call) for name, call in _FUNCTIONS.items()},
+    **{
+        (f"torch.{name}".rpartition(".")[0], name.rpartition(".")[2]): np.dtype(f"<{code}")
+        for code, names in _TORCH_TYPES.items()
+        for name in names
+    },
+}
 """All that a weights file's pickle may name: (module, name) -> what it stands for."""

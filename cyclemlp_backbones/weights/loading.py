@@ -1,4 +1,4 @@
-"""Weights into a network, strictly: layouts, names, the published sources."""
+"""Weights into a network, strictly: layouts, names, what may differ, the published sources."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
+from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.layers import CycleFC
 from cyclemlp_backbones.shift import cycle_offsets
 from cyclemlp_backbones.variants import variant_name
-from cyclemlp_backbones.weights.download import fetch, is_url
-from cyclemlp_backbones.weights.formats import (
-    LAYOUTS,
-    Layout,
-    MissingCheckpointError,
-    read_checkpoint_file,
-    strip_prefixes,
-)
-from cyclemlp_backbones.weights.pickles import CheckpointError
+from cyclemlp_backbones.weights import formats
+from cyclemlp_backbones.weights.download import cache_folder, fetch, is_url
+from cyclemlp_backbones.weights.formats import LAYOUTS, Layout, MissingCheckpointError
+from cyclemlp_backbones.weights.pickles import CheckpointError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +34,8 @@ PUBLISHED = {
 
 _PYRAMID_NORM = re.compile(r"norm[0246]\.(weight|bias)")
 _CLASSIFIER_ONLY = re.compile(r"(norm|head)\.(weight|bias)")
+_HEAD = ("head.weight", "head.bias")
+_STEM = "patch_embed.proj.weight"
 _BACKBONE = "backbone."
 
 
@@ -48,7 +46,9 @@ class LoadReport:
     `loaded`: parameters that got their values from `source`, which was in `layout`. `skipped`: entries that are not
     for this network (a classifier's `norm`, `head`; a toolkit's heads). `fresh`: parameters that keep the values that
     they had, since the file has none. `ignored`: names of network or file that match a pattern of `ignore`.
-    `checked_offsets`: how many buffers `*.offset` were compared with `cycle_offsets`.
+    `checked_offsets`: how many buffers `*.offset` were compared with `cycle_offsets`. With `adapt`: `adapted` is the
+    stem's weight if it was made for another number of channels, `fresh_head` a head of another number of classes, which
+    keeps the values that it had.
     """
 
     source: str
@@ -58,6 +58,8 @@ class LoadReport:
     fresh: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     checked_offsets: int = 0
+    adapted: tuple[str, ...] = ()
+    fresh_head: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -68,6 +70,8 @@ class LoadReport:
             ("not for this network", self.skipped),
             ("not in the file, kept as initialised", self.fresh),
             ("ignored at the call", self.ignored),
+            ("adapted to another number of channels", self.adapted),
+            ("of another number of classes in the file, kept as initialised: train it", self.fresh_head),
         ):
             if names:
                 lines.append(f"  {what}: {_listed(names)}")
@@ -80,41 +84,41 @@ def load_weights(
     *,
     ignore: Sequence[str] = (),
     layout: Layout | None = None,
+    adapt: bool = False,
 ) -> LoadReport:
-    """Gives every parameter of `model` its value from `source`: a weights file, or a mapping of names to arrays.
+    """Gives every parameter of `model` its value from `source`: path or URL of a weights file, or names -> arrays.
 
     `model` is a CycleNet, or a whole network around one that keeps it as `backbone`.
 
     `layout` is "torch" (`Linear.weight` [out, in]) or "paddle" ([in, out]). None takes the layout that the file
-    tells: a `.pth` PyTorch's, a `.pdparams` Paddle's, a `.safetensors` that we wrote the one in its metadata; a mapping
+    tells: a `.pth` PyTorch's, a `.pdparams` Paddle's, a `.safetensors` the one in its metadata, if there; a mapping
     of Paddle tensors is Paddle's. Elsewhere it has to be given: it is never guessed from shapes.
 
     Every name and shape has to fit, or nothing is changed and one CheckpointError lists all that is missing,
     unexpected or misshapen. Exceptions: names that match a pattern of `ignore` (as in a shell: "head.*") are neither
     read nor asked for; a classifier's file into a pyramid leaves out `norm`, `head`, and the pyramid norms stay fresh;
     from a toolkit's checkpoint, what begins with `backbone.` is read. Buffers `*.offset` are compared with
-    `cycle_offsets` and dropped.
+    `cycle_offsets` and dropped. With `adapt`, as the builders have it, a stem of another number of channels is repeated
+    and scaled (`adapt_stem`), a head of another number of classes stays fresh, norms of other outputs are left out.
     Values are cast to the parameters' dtype; one that is not finite is an error. The report is also logged.
     """
-    described, arrays, known_layout = _read_source(source)
-    report = load_arrays(
-        model, arrays, described=described, ignore=ignore, layout=known_layout if layout is None else layout
-    )
-    logger.info("%s", report)
-    return report
+    return load_arrays(model, *read_source(source), ignore=ignore, layout=layout, adapt=adapt)
 
 
 def load_arrays(
     model: nn.Layer,
-    arrays: Mapping[str, np.ndarray],
-    *,
     described: str,
+    arrays: Mapping[str, np.ndarray],
+    known_layout: Layout | None,
+    *,
     ignore: Sequence[str] = (),
-    layout: Layout | None,
+    layout: Layout | None = None,
+    adapt: bool = False,
 ) -> LoadReport:
-    """`load_weights` with arrays that are read already; `described` is what messages call their source."""
+    """`load_weights` with what `read_source` has read."""
     if isinstance(ignore, str):
         raise ValueError(f"ignore is {ignore!r}; it takes a sequence of patterns: ignore=({ignore!r},)")
+    layout = known_layout if layout is None else layout
     if layout is None:
         raise CheckpointError(
             f"{described}: it does not tell in which layout its Linear weights are; pass layout='torch' ([out, in], "
@@ -124,35 +128,95 @@ def load_arrays(
         raise ValueError(f"layout is {layout!r}; it takes None, {' or '.join(map(repr, LAYOUTS))}")
     parameters = model.state_dict()
     arrays, skipped = _backbone_part(arrays, parameters)
-
-    def is_ignored(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in ignore)
-
-    ignored = sorted({name for name in [*parameters, *arrays] if is_ignored(name)})
-    arrays = {name: array for name, array in arrays.items() if not is_ignored(name)}
-    wanted = {name: parameter for name, parameter in parameters.items() if not is_ignored(name)}
+    ignored = {name for name in [*parameters, *arrays] if any(fnmatchcase(name, pattern) for pattern in ignore)}
+    arrays = {name: array for name, array in arrays.items() if name not in ignored}
 
     fresh: list[str] = []
-    if _is_pyramid(parameters):
+    if "head.weight" not in parameters and any(map(_PYRAMID_NORM.fullmatch, parameters)):
         heads = [name for name in arrays if _CLASSIFIER_ONLY.fullmatch(name)]
-        if heads and not any(_PYRAMID_NORM.fullmatch(name) for name in arrays):
-            fresh = [name for name in wanted if _PYRAMID_NORM.fullmatch(name)]
-        skipped += heads
-        arrays = {name: array for name, array in arrays.items() if name not in heads}
-    wanted = {name: parameter for name, parameter in wanted.items() if name not in fresh}
-
+        if heads and not any(map(_PYRAMID_NORM.fullmatch, arrays)):
+            fresh = [name for name in parameters if _PYRAMID_NORM.fullmatch(name) and name not in ignored]
+        others = [name for name in arrays if adapt and _PYRAMID_NORM.fullmatch(name) and name not in parameters]
+        skipped += heads + others
     checked_offsets = _check_offsets(model, arrays, described)
-    arrays = {name: array for name, array in arrays.items() if name not in checked_offsets}
     if layout == "torch":
         transposed = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
         arrays = {name: array.T if name in transposed and array.ndim == 2 else array for name, array in arrays.items()}
-    _check_names_and_shapes(wanted, arrays, described, layout)
-    values = _cast({name: (arrays[name], parameter.dtype) for name, parameter in wanted.items()}, described)
-    for name, value in values.items():
-        wanted[name].set_value(value)
-    return LoadReport(
-        described, layout, tuple(values), tuple(skipped), tuple(fresh), tuple(ignored), len(checked_offsets)
+    adapted, fresh_head = _adapt(arrays, parameters) if adapt else ({}, ())
+
+    left_out = {*ignored, *skipped, *fresh, *fresh_head, *checked_offsets}
+    wanted = {name: parameter for name, parameter in parameters.items() if name not in left_out}
+    arrays = {name: array for name, array in {**arrays, **adapted}.items() if name not in left_out}
+    set_values(
+        wanted,
+        arrays,
+        described,
+        misfit=f"{described}: the weights do not fit, nothing was loaded\n  ",
+        advice=f"\n  shapes are in Paddle's layout, the source was read as {layout}'s\n"
+        "choose the network (variant, num_classes, out_indices) that they were made for, "
+        "or name the exceptions: ignore=('head.*',)",
     )
+    report = LoadReport(
+        *(described, layout, tuple(wanted), tuple(skipped), tuple(fresh), tuple(sorted(ignored))),
+        *(len(checked_offsets), tuple(adapted), fresh_head),
+    )
+    logger.log(logging.WARNING if adapted or fresh_head else logging.INFO, "%s", report)
+    return report
+
+
+def load_model_weights(model: nn.Layer, source: str | os.PathLike) -> None:
+    """Gives every tensor of a toolkit's whole `model` its value from `source`, path or URL of what training saved.
+
+    Names and shapes have to agree, or nothing is changed and a CheckpointError says what is missing, unexpected or
+    misshapen. Weights of a backbone alone go into `model.backbone.pretrained` of the configuration instead.
+    """
+    described, arrays, _ = read_source(source)
+    misfit = f"{described} does not fit the {type(model).__name__} of the configuration: "
+    set_values(model.state_dict(), arrays, described, misfit=misfit)
+    logger.info("loaded %d tensors from %s", len(arrays), described)
+
+
+def set_values(
+    tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray], described: str, *, misfit: str, advice: str = ""
+) -> None:
+    """Gives each of `tensors` the array of its name, cast to its dtype: all of them, or none and a CheckpointError.
+
+    Names and shapes have to agree, else the message is `misfit`, what differs, `advice`; numbers have to be finite, and
+    floating-point where the tensor is.
+    """
+    problems = {
+        "missing": [name for name in tensors if name not in arrays],
+        "unexpected": [name for name in arrays if name not in tensors],
+        "misshapen": [
+            f"{name} is {list(arrays[name].shape)}, needs {list(tensor.shape)}"
+            for name, tensor in tensors.items()
+            if name in arrays and list(arrays[name].shape) != list(tensor.shape)
+        ],
+    }
+    if any(problems.values()):
+        shown = [f"{kind} ({len(names)}): {_listed(names)}" for kind, names in problems.items() if names]
+        raise CheckpointError(misfit + "\n  ".join(shown) + advice)
+    wrong = [
+        f"{name} ({arrays[name].dtype})"
+        for name, tensor in tensors.items()
+        if ("float" in str(tensor.dtype)) != (arrays[name].dtype.kind == "f")
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{described}: these weights are no floating-point numbers: {_listed(wrong)}; write the file again"
+        )
+    values = {
+        name: paddle.to_tensor(np.asarray(arrays[name], order="C")).astype(tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    wrong = [name for name, value in values.items() if not np.isfinite(value.astype("float32").numpy()).all()]
+    if wrong:
+        raise CheckpointError(
+            f"{described}: values that are not finite (or too large for the network's dtype) in {_listed(wrong)}; "
+            "use a checkpoint from before training diverged"
+        )
+    for name, value in values.items():
+        tensors[name].set_value(value)
 
 
 def locate_weights(pretrained: str | os.PathLike | Literal[True], variant: str) -> Path:
@@ -168,7 +232,7 @@ def locate_weights(pretrained: str | os.PathLike | Literal[True], variant: str) 
                 f"no weights are published for CycleMLP {variant}, only for {', '.join(PUBLISHED)}; give a path or URL"
             )
         return fetch(PUBLISHED[variant])
-    if not isinstance(pretrained, (str, os.PathLike)):
+    if not isinstance(pretrained, (str, os.PathLike)) or not os.fspath(pretrained):
         raise ValueError(f"pretrained is {pretrained!r}; it takes None, True, a path or a URL")
     if isinstance(pretrained, str) and is_url(pretrained):
         return fetch(pretrained)
@@ -180,22 +244,70 @@ def locate_weights(pretrained: str | os.PathLike | Literal[True], variant: str) 
     return path
 
 
-def _read_source(source: Any) -> tuple[str, dict[str, np.ndarray], Layout | None]:
+def read_network(
+    source: str | os.PathLike, *, layout: Layout | None = None, **options: Any
+) -> tuple[CycleNet, LoadReport]:
+    """The CycleNet that a weights file tells the size of, loaded, and the report; `options` are those of CycleNet."""
+    described, arrays, known_layout = read_source(source)
+    sizes, told = _size_of(arrays, described)
+    if "out_indices" in options:  # of a pyramid
+        told.pop("num_classes", None)
+    if options.get("num_classes") is not None:
+        told.pop("out_indices", None)
+    model = CycleNet(*sizes, **{**told, **options})
+    return model, load_arrays(model, described, arrays, known_layout, layout=layout, adapt=True)
+
+
+def _size_of(arrays: Mapping[str, np.ndarray], described: str) -> tuple[tuple[list, list, list], dict[str, Any]]:
+    """(depths, embed_dims, mlp_ratios) and the options of CycleNet that names and shapes tell, of a file that may be
+    incomplete. Every block has to have two matrices of its size, so that no small file asks for a large network."""
+    shapes = {name: array.shape for name, array in _backbone_part(arrays, {})[0].items()}
+    depths, embed_dims, ratios, wrong = [], [], [], [] if len(shapes.get(_STEM, ())) == 4 else [_STEM]
+    for stage in range(4):
+        parts = (name.split(".") for name in shapes)
+        blocks = {part[2] for part in parts if part[:2] == ["network", str(2 * stage)] and part[2].isdecimal()}
+        front = f"network.{2 * stage}"
+        (dim,), (hidden,) = (shapes.get(f"{front}.0.{name}.bias", (0,))[:1] for name in ("norm1", "mlp.fc1"))
+        for name in [f"{front}.{block}.{rest}.weight" for block in blocks for rest in ("attn.sfc_h", "mlp.fc1")]:
+            needed = dim * dim if "sfc_h" in name else dim * hidden
+            if not needed or np.prod(shapes.get(name, (0,))) != needed:
+                wrong.append(name)
+        wrong += [] if blocks else [f"{front}.0.norm1.bias"]
+        depths.append(len(blocks))
+        embed_dims.append(dim)
+        # The half makes int(channels * ratio) come out right whatever the division rounds to.
+        ratios.append(1 if not dim else hidden // dim if hidden % dim == 0 else (hidden + 0.5) / dim)
+    if wrong:
+        raise CheckpointError(f"{described}: not the weights of a CycleMLP; missing or misshapen: {_listed(wrong)}")
+    told: dict[str, Any] = {"in_channels": shapes[_STEM][1]}
+    if len(shapes.get("head.bias", ())) == 1:
+        told["num_classes"] = shapes["head.bias"][0]
+    elif outputs := [index for index in range(4) if f"norm{2 * index}.weight" in shapes]:
+        told["out_indices"] = outputs
+    return (depths, embed_dims, ratios), told
+
+
+def read_source(source: Any) -> tuple[str, Mapping[str, np.ndarray], Layout | None]:
     """What messages call `source`, its arrays, and its layout where it tells one."""
     if isinstance(source, Mapping):
-        is_paddle = any(isinstance(value, paddle.Tensor) for value in source.values())
-        arrays = strip_prefixes({name: _to_numpy(value) for name, value in source.items()})
+        is_paddle = any(isinstance(value, Tensor) for value in source.values())
+        arrays = formats.strip_prefixes({name: _to_numpy(value) for name, value in source.items()})
         return "a mapping of arrays", arrays, "paddle" if is_paddle else None
-    if isinstance(source, (str, os.PathLike)):
-        file = read_checkpoint_file(source)
-        return os.fspath(source), file.arrays, file.layout
-    raise ValueError(
-        f"source is of type {type(source).__name__}; load_weights takes the path of a file or a mapping of arrays"
-    )
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            f"source is of type {type(source).__name__}; load_weights takes the path of a file or a mapping of arrays"
+        )
+    path = fetch(source) if isinstance(source, str) and is_url(source) else source
+    try:
+        return os.fspath(path), *formats.read_checkpoint_file(path)
+    except CheckpointError as error:
+        if Path(path).parent == cache_folder() and Path(path).exists():
+            raise CheckpointError(f"{error}. Delete it to download it again") from error
+        raise
 
 
 def _to_numpy(value: Any) -> np.ndarray:
-    if isinstance(value, paddle.Tensor) and value.dtype == paddle.bfloat16:
+    if isinstance(value, Tensor) and value.dtype == paddle.bfloat16:
         value = value.astype("float32")  # NumPy would get the bits as integers
     return np.asarray(value)
 
@@ -210,22 +322,17 @@ def _backbone_part(
     return ours, [name for name in arrays if not name.startswith(_BACKBONE)]
 
 
-def _is_pyramid(parameters: Mapping[str, Any]) -> bool:
-    return any(_PYRAMID_NORM.fullmatch(name) for name in parameters) and "head.weight" not in parameters
-
-
 def _check_offsets(model: nn.Layer, arrays: Mapping[str, np.ndarray], described: str) -> list[str]:
-    """The names of the offset buffers, all equal to ours."""
-    layers = {name: layer for name, layer in model.named_sublayers() if isinstance(layer, CycleFC)}
-    names = [name for name in arrays if name.endswith(".offset") and name.removesuffix(".offset") in layers]
-    wrong = []
-    for name in names:
-        layer = layers[name.removesuffix(".offset")]
-        expected = cycle_offsets(layer.in_channels, layer.kernel_size).reshape(
-            1, -1, 1, 1
-        )  # dy, dx of channel 0, dy, dx of channel 1, …
-        if not np.array_equal(arrays[name], expected):
-            wrong.append(name)
+    """The names of the offset buffers, all equal to ours: dy, dx of channel 0, dy, dx of channel 1, …"""
+    layers = {f"{name}.offset": layer for name, layer in model.named_sublayers() if isinstance(layer, CycleFC)}
+    names = [name for name in arrays if name in layers]
+    wrong = [
+        name
+        for name in names
+        if not np.array_equal(
+            arrays[name], cycle_offsets(layers[name].in_channels, layers[name].kernel_size).reshape(1, -1, 1, 1)
+        )
+    ]
     if wrong:
         raise CheckpointError(
             f"{described}: these offsets are not CycleMLP's: {_listed(wrong)}; the weights are another operator's. "
@@ -234,49 +341,26 @@ def _check_offsets(model: nn.Layer, arrays: Mapping[str, np.ndarray], described:
     return names
 
 
-def _check_names_and_shapes(
-    wanted: Mapping[str, Any], arrays: Mapping[str, np.ndarray], described: str, layout: str
-) -> None:
-    missing = [name for name in wanted if name not in arrays]
-    unexpected = [name for name in arrays if name not in wanted]
-    misshapen = [
-        f"{name} is {list(arrays[name].shape)}, needs {list(parameter.shape)}"
-        for name, parameter in wanted.items()
-        if name in arrays and list(arrays[name].shape) != list(parameter.shape)
-    ]
-    problems = [
-        f"{kind} ({len(names)}): {_listed(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if names
-    ]
-    if problems:
-        problems.append(f"shapes are in Paddle's layout, the source was read as {layout}'s")
-        raise CheckpointError(
-            f"{described}: the weights do not fit, nothing was loaded\n  " + "\n  ".join(problems) + "\n"
-            "choose the network (variant, num_classes, out_indices) that they were made for, "
-            "or name the exceptions: ignore=('head.*',)"
-        )
+def _adapt(
+    arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The stem's weight for the network's number of channels, if it is another; the head's names, if classes differ."""
+    adapted, stem, head = {}, arrays.get(_STEM), arrays.get("head.bias")
+    if stem is not None and _STEM in parameters and stem.ndim == 4 and stem.shape[1] != parameters[_STEM].shape[1]:
+        adapted[_STEM] = adapt_stem(stem, parameters[_STEM].shape[1])
+    other = head is not None and "head.bias" in parameters and list(head.shape) != list(parameters["head.bias"].shape)
+    return adapted, _HEAD if other else ()
 
 
-def _cast(arrays: Mapping[str, tuple[np.ndarray, Any]], described: str) -> dict[str, paddle.Tensor]:
-    """Name -> (array, dtype) as tensors, all of finite numbers."""
-    wrong = [f"{name} ({array.dtype})" for name, (array, _) in arrays.items() if array.dtype.kind != "f"]
-    if wrong:
-        raise CheckpointError(
-            f"{described}: these weights are no floating-point numbers: {_listed(wrong)}; write the file again"
-        )
-    tensors = {
-        name: paddle.to_tensor(np.asarray(array, order="C")).astype(dtype) for name, (array, dtype) in arrays.items()
-    }
-    wrong = [name for name, tensor in tensors.items() if not np.isfinite(tensor.astype("float32").numpy()).all()]
-    if wrong:
-        raise CheckpointError(
-            f"{described}: values that are not finite (or too large for the network's dtype) in {_listed(wrong)}; "
-            "use a checkpoint from before training diverged"
-        )
-    return tensors
+def adapt_stem(weight: np.ndarray, in_channels: int) -> np.ndarray:
+    """The stem's weight [O, C, 7, 7] for images of another number of channels, as timm does it: their sum for one
+    channel; else repeated in order and scaled by C / `in_channels`, which keeps the size of the stem's output."""
+    if in_channels == 1:
+        return weight.sum(1, keepdims=True)
+    order = np.arange(in_channels) % weight.shape[1]
+    return weight[:, order] * weight.dtype.type(weight.shape[1] / in_channels)
 
 
 def _listed(names: Sequence[str], limit: int = 60) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(map(printable, names[:limit])) + more

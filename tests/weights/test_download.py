@@ -40,6 +40,10 @@ class Behaviour:
     status: list[int] = field(default_factory=list)  # statuses of the first answers
     length: bool = True
     content_type: str = "application/octet-stream"
+    headers: dict[str, str] = field(default_factory=dict)  # of whole answers
+    longer: int = 0  # bytes of the body beyond what is announced
+    total: str | None = None  # in Content-Range
+    location: str | None = None  # every answer redirects there
     requests: list[str | None] = field(default_factory=list)
     on_request: Callable[[int], object] | None = None
 
@@ -56,13 +60,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if behaviour.status:
             self.send_error(behaviour.status.pop(0))
             return
+        if behaviour.location is not None:
+            self.send_response(302)
+            self.send_header("Location", behaviour.location)
+            self.end_headers()
+            return
         content, start = behaviour.content, 0
         if asked and behaviour.ranges and (not behaviour.if_range or self.headers.get("If-Range") == behaviour.etag):
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{behaviour.total or len(content)}")
         else:
             self.send_response(200)
+            for name, value in behaviour.headers.items():
+                self.send_header(name, value)
         if behaviour.length:
             self.send_header("Content-Length", str(len(content) - start))
         if behaviour.etag:
@@ -71,7 +82,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         end = start + behaviour.cuts.pop(0) if behaviour.cuts else len(content)
         with contextlib.suppress(ConnectionError):  # a client that has seen enough
-            self.wfile.write(content[start:end])
+            self.wfile.write(content[start:end] + bytes(behaviour.longer))
 
     def log_message(self, *arguments) -> None:
         pass
@@ -275,6 +286,87 @@ def test_a_full_disk_is_explained(server, monkeypatch):
     assert fetch(url).read_bytes() == CONTENT
 
 
+def test_what_cannot_be_told_from_a_cut_file_is_refused(server):
+    url, behaviour = server
+    behaviour.length = False
+    behaviour.cuts = [1_500_000]
+    with pytest.raises(DownloadError, match="does not tell the length"):
+        fetch(url)
+    assert visible(cached_path(url).parent) == []
+    behaviour.cuts = [1_500_000]
+    with pytest.raises(DownloadError, match=f"expected {DIGEST}"):
+        fetch(url, sha256=DIGEST)
+    assert fetch(url, sha256=DIGEST).read_bytes() == CONTENT
+
+
+def test_a_part_without_a_total_is_not_taken_for_the_end(server):
+    url, behaviour = server
+    behaviour.cuts = [1_000_000]
+    behaviour.total = "*"
+    assert fetch(url).read_bytes() == CONTENT
+    assert behaviour.requests == [None, "bytes=1000000-", None]
+
+
+def test_a_body_longer_than_announced_is_refused(server):
+    url, behaviour = server
+    behaviour.longer = 5
+    with pytest.raises(DownloadError, match="more than the 3000000 bytes came that were announced"):
+        fetch(url)
+    assert visible(cached_path(url).parent) == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Content-Encoding": "gzip"}, "encoding gzip, not the file"),
+        ({"Content-Length": "many"}, "a length of 'many'"),
+        ({"Content-Length": "-5"}, "a length of '-5'"),
+        ({"Content-Length": "9" * 5000}, "a length of '999"),
+        ({"Content-Length": "²"}, "a length of "),
+    ],
+)
+def test_headers_that_make_no_sense_are_refused_at_once(server, headers, message):
+    url, behaviour = server
+    behaviour.length = False
+    behaviour.headers = headers
+    with pytest.raises(DownloadError, match=message):
+        fetch(url, size=len(CONTENT))
+    assert len(behaviour.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["ftp://example.org/x", "file:///etc/passwd", "http://[::1", "http://h:port/", "http://a b/\x1b[2J", "//["],
+)
+def test_redirections_elsewhere_or_nowhere_are_refused_at_once(server, location):
+    url, behaviour = server
+    behaviour.location = location
+    with pytest.raises(DownloadError, match="could not download") as caught:
+        fetch(url)
+    assert "\x1b" not in str(caught.value)
+    assert len(behaviour.requests) == 1
+
+
+def test_after_twenty_tries_enough_is_enough(server):
+    url, behaviour = server
+    behaviour.cuts = [1000] * 100
+    with pytest.raises(DownloadError, match="20000 of 3000000 bytes; what has come so far is kept"):
+        fetch(url)
+    assert len(behaviour.requests) == 20
+
+
+def test_a_cached_file_that_cannot_be_read_says_how_to_get_it_anew(server):
+    url, behaviour = server
+    behaviour.content = (GOLDEN / "tiny_zip.pth").read_bytes()[:-30]
+    model = CycleNet([1, 1, 2, 1], [8, 16, 24, 32], [4, 4, 4, 4], num_classes=10)
+    for source in (url, locate_weights(url, "b1")):
+        with pytest.raises(CheckpointError, match="Delete it to download it again"):
+            load_weights(model, source)
+    cached_path(url).unlink()
+    behaviour.content = (GOLDEN / "tiny_zip.pth").read_bytes()
+    assert len(load_weights(model, url).loaded) == 107
+
+
 def test_processes_that_start_together_download_once(server):
     url, behaviour = server
     gate = threading.Event()
@@ -288,7 +380,7 @@ def test_processes_that_start_together_download_once(server):
         print("ready", flush=True)
         print(fetch(sys.argv[2]))
     """
-    command = [sys.executable, "-c", code, str(Path(download.__file__).parent), url]
+    command = [sys.executable, "-c", code, str(Path(download.__file__).parents[1]), url]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(3)
     ]

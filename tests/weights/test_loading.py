@@ -15,12 +15,14 @@ from cyclemlp_backbones import (
     LoadReport,
     build_backbone,
     build_classifier,
+    from_weights,
     load_weights,
     read_checkpoint,
 )
 from cyclemlp_backbones.cli import main
 from cyclemlp_backbones.weights import loading
 from cyclemlp_backbones.weights.formats import write_checkpoint
+from cyclemlp_backbones.weights.loading import load_model_weights, read_network
 from tests.reference import GOLDEN, fill_parameters, reference_input, relative_error
 from tests.weights import pickles
 
@@ -99,8 +101,11 @@ def test_the_layout_has_to_be_told_where_the_file_does_not(tmp_path):
             load_weights(model, source)
         load_weights(model, source, layout="torch")
         assert equal(state(model), reference_state())
+    assert from_weights(tmp_path / "x.safetensors", layout="torch").num_classes == 10
     write_checkpoint(tmp_path / "ours.safetensors", arrays, layout="torch")
-    assert load_weights(classifier(), tmp_path / "ours.safetensors").layout == "torch"
+    save_file(arrays, tmp_path / "torch.safetensors", metadata={"format": "pt"})
+    for file in ("ours", "torch"):
+        assert load_weights(classifier(), tmp_path / f"{file}.safetensors").layout == "torch"
     with pytest.raises(ValueError, match="'jax'"):
         load_weights(model, TINY, layout="jax")
     with pytest.raises(CheckpointError, match="misshapen"):
@@ -277,7 +282,7 @@ def test_pretrained_takes_a_path_and_fits_classifier_and_backbone(tmp_path):
     backbone = build_backbone("b0", pretrained=str(tmp_path / "b0.pdparams"))
     np.testing.assert_array_equal(backbone.patch_embed.proj.weight.numpy(), state(source)["patch_embed.proj.weight"])
     with pytest.raises(CheckpointError, match=r"head.bias is \[3\], needs \[1000\]"):
-        build_classifier("b0", pretrained=tmp_path / "b0.pdparams")
+        load_weights(build_classifier("b0"), tmp_path / "b0.pdparams")
 
 
 def test_published_sources(tmp_path, monkeypatch):
@@ -292,8 +297,143 @@ def test_published_sources(tmp_path, monkeypatch):
         build_backbone("b0", pretrained=True)
     with pytest.raises(FileNotFoundError, match=r"no weights file .*missing.pth.*pretrained=True"):
         build_backbone("b0", pretrained=tmp_path / "missing.pth")
-    with pytest.raises(ValueError, match="pretrained is 3"):
-        build_backbone("b0", pretrained=3)
+    for wrong in (3, ""):
+        with pytest.raises(ValueError, match=f"pretrained is {wrong!r}; it takes None, True, a path or a URL"):
+            build_backbone("b0", pretrained=wrong)
+
+
+# Another number of channels or classes
+
+
+def stem(model: CycleNet) -> np.ndarray:
+    return model.patch_embed.proj.weight.numpy()
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 7])
+def test_a_stem_for_other_channels_is_adapted_as_timm_does_it_and_the_report_says_so(in_channels, caplog):
+    original = reference_state()["patch_embed.proj.weight"]
+    model = CycleNet(*SIZE, in_channels=in_channels, num_classes=10)
+    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight is \[8, 3, 7, 7\], needs"):
+        load_weights(model, TINY)
+    report = load_weights(model, TINY, adapt=True)
+    assert report.adapted == ("patch_embed.proj.weight",)
+    assert "adapted to another number of channels: patch_embed.proj.weight" in caplog.text
+    if in_channels == 1:
+        expected = original[:, 0] + original[:, 1] + original[:, 2]
+        np.testing.assert_allclose(stem(model)[:, 0], expected, rtol=1e-6, atol=1e-7)
+    else:
+        for channel in range(in_channels):
+            expected = original[:, channel % 3] * np.float32(3 / in_channels)
+            np.testing.assert_allclose(stem(model)[:, channel], expected, rtol=1e-6)
+    others = [name for name in reference_state() if name != "patch_embed.proj.weight"]
+    assert all(np.array_equal(state(model)[name], reference_state()[name]) for name in others)
+
+
+def test_a_grey_image_gives_the_same_through_one_channel_as_through_three():
+    coloured, grey = from_weights(TINY), from_weights(TINY, in_channels=1)
+    coloured.eval()
+    grey.eval()
+    image = reference_input((1, 1, 64, 64))
+    three = coloured(paddle.to_tensor(np.repeat(image, 3, 1))).numpy()
+    one = grey(paddle.to_tensor(image)).numpy()
+    np.testing.assert_allclose(one, three, rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_for_other_classes_stays_fresh_and_the_report_says_so(caplog):
+    model = CycleNet(*SIZE, num_classes=5)
+    initial = state(model)
+    with pytest.raises(CheckpointError, match=r"head.bias is \[10\], needs \[5\]"):
+        load_weights(model, TINY)
+    assert equal(state(model), initial)
+    report = load_weights(model, TINY, adapt=True)
+    assert report.fresh_head == ("head.weight", "head.bias")
+    assert "of another number of classes in the file, kept as initialised: train it: head.weight" in caplog.text
+    for name, value in state(model).items():
+        expected = initial if name in report.fresh_head else reference_state()
+        np.testing.assert_array_equal(value, expected[name])
+    assert load_weights(classifier(), TINY, adapt=True).fresh_head == ()
+
+
+def test_builders_adapt_channels_classes_and_outputs(tmp_path):
+    classes, pyramid = tmp_path / "classes.pdparams", tmp_path / "pyramid.pdparams"
+    write_checkpoint(classes, state(build_classifier("b0", num_classes=3)))
+    source = build_backbone("b0")
+    write_checkpoint(pyramid, state(source))
+    assert build_classifier("b0", num_classes=4, in_channels=2, pretrained=classes).head.weight.shape == [256, 4]
+    four = build_backbone("b0", in_channels=4, out_indices=(1, 3), pretrained=pyramid)
+    np.testing.assert_allclose(stem(four)[:, 3], stem(source)[:, 0] * 0.75, rtol=1e-6)
+    np.testing.assert_array_equal(four.norm6.weight.numpy(), source.norm6.weight.numpy())
+    with pytest.raises(CheckpointError, match="missing"):
+        build_classifier("b0", num_classes=3, pretrained=pyramid)
+
+
+# Networks from what a file tells
+
+
+def test_from_weights_builds_what_the_file_tells(tmp_path):
+    model = from_weights(TINY)
+    assert model.num_classes == 10
+    assert equal(state(model), reference_state())
+
+    pyramid = CycleNet(*SIZE[:2], [4, 4, 2.5, 1], out_indices=(1, 2), in_channels=5)
+    paddle.save({f"backbone.{key}": value for key, value in pyramid.state_dict().items()}, str(tmp_path / "x.pdparams"))
+    read = from_weights(str(tmp_path / "x.pdparams"), drop_path_rate=0.2, frozen_stages=1)
+    assert (read.out_indices, read.num_classes, read.frozen_stages) == ((1, 2), None, 1)
+    assert equal(state(read), state(pyramid))
+
+
+def test_options_override_what_the_file_tells():
+    backbone = from_weights(TINY, out_indices=(1, 3), in_channels=4)
+    assert (backbone.num_classes, backbone.out_indices, stem(backbone).shape[1]) == (None, (1, 3), 4)
+    assert from_weights(TINY, num_classes=2).head.weight.shape == [32, 2]
+    assert from_weights(TINY, num_classes=None).num_classes is None
+    with pytest.raises(TypeError, match="in_chans"):
+        from_weights(TINY, in_chans=4)
+
+
+def test_a_small_file_asks_for_no_large_network():
+    """The sizes that a file tells in biases have to be those of its matrices, block by block."""
+    for name, shape in (
+        ("network.0.0.norm1.bias", (10**6,)),
+        ("network.2.0.mlp.fc1.bias", (10**6,)),
+        ("network.6.1000.norm1.bias", (8,)),
+        ("network.4.1.mlp.fc1.weight", (3, 3)),
+        ("patch_embed.proj.weight", (8, 3)),
+    ):
+        with pytest.raises(CheckpointError, match="not the weights of a CycleMLP; missing or misshapen"):
+            read_network(torch_arrays() | {name: np.zeros(shape, np.float32)}, layout="torch")
+
+
+# A toolkit's whole model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"1.weight": np.full(3, np.nan, np.float32)}, r"not finite.* in 1\.weight"),
+        ({"1.bias": np.full(3, np.inf, np.float32)}, r"not finite.* in 1\.bias"),
+        ({"0.bias": np.zeros(3, np.int64)}, r"no floating-point numbers: 0\.bias \(int64\)"),
+        ({"0.bias": np.zeros(4, np.float32)}, r"does not fit the Sequential of the configuration: misshapen \(1\): 0"),
+        ({"x\x1b[2J": np.zeros(4, np.float32)}, r"unexpected \(1\): 'x\\x1b\[2J'$"),
+    ],
+)
+def test_a_whole_model_is_loaded_strictly(tmp_path, change, message):
+    model, other = (paddle.nn.Sequential(paddle.nn.Linear(2, 3), paddle.nn.LayerNorm(3)) for _ in range(2))
+    write_checkpoint(tmp_path / "x.pdparams", state(model))
+    load_model_weights(other, tmp_path / "x.pdparams")
+    assert equal(state(other), state(model))
+    write_checkpoint(tmp_path / "y.pdparams", {**state(model), **change})
+    with pytest.raises(CheckpointError, match=message):
+        load_model_weights(other, tmp_path / "y.pdparams")
+    assert equal(state(other), state(model))
+
+
+def test_integer_buffers_of_a_whole_model_take_integers(tmp_path):
+    model = paddle.nn.LayerNorm(3)
+    model.register_buffer("steps", paddle.to_tensor([5]))
+    write_checkpoint(tmp_path / "x.pdparams", {**state(model), "steps": np.array([7])})
+    load_model_weights(model, tmp_path / "x.pdparams")
+    assert model.steps.tolist() == [7]
 
 
 # cyclemlp convert

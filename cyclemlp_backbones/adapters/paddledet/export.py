@@ -15,13 +15,13 @@ from ppdet.core.workspace import create
 from ppdet.data.source.category import get_categories
 
 from cyclemlp_backbones.adapters.launch import config_errors
-from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.adapters.paddledet import register_paddledet
 from cyclemlp_backbones.adapters.paddledet.launch import read_config
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette
 from cyclemlp_backbones.deploy.networks import numbered, read_class_names
+from cyclemlp_backbones.weights.loading import load_model_weights
 
 _INTERPOLATIONS = {0: "nearest", 1: "bilinear", 2: "bicubic"}
 _PAIR = [None, 2]

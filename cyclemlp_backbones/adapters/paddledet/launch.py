@@ -26,12 +26,11 @@ from ppdet.slim import build_slim_model
 from ppdet.utils.check import check_version
 
 from cyclemlp_backbones.adapters.launch import config_errors, taken
-from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.interrupts import is_whole_pickle
 from cyclemlp_backbones.weights.download import is_url
-from cyclemlp_backbones.weights.loading import load_weights
+from cyclemlp_backbones.weights.loading import load_model_weights, load_weights
 
 _LOG = logging.getLogger(__name__)
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp")

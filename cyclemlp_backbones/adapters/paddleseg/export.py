@@ -10,13 +10,13 @@ import paddle
 from paddle import Tensor, nn
 from paddleseg.cvlibs import SegBuilder
 
-from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
 from cyclemlp_backbones.adapters.paddleseg.launch import read_config, seg_errors
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette
 from cyclemlp_backbones.deploy.networks import numbered, read_class_names
+from cyclemlp_backbones.weights.loading import load_model_weights
 
 _INTERPOLATIONS = {"NEAREST": "nearest", "LINEAR": "bilinear", "CUBIC": "bicubic"}
 

@@ -25,9 +25,9 @@ from paddleseg.transforms import Compose
 from paddleseg.utils import get_image_list, utils
 
 from cyclemlp_backbones.adapters.launch import config_errors, taken
-from cyclemlp_backbones.adapters.model_weights import load_model_weights
 from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.interrupts import is_whole_pickle
+from cyclemlp_backbones.weights.loading import load_model_weights
 
 _TRAINING = (
     "save_dir", "resume_model", "save_interval", "log_iters", "num_workers", "use_vdl", "use_ema",
