@@ -12,6 +12,7 @@ from cyclemlp_backbones.adapters.launch import importing
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.factory import Pretrained
 from cyclemlp_backbones.variants import VARIANTS, variant_name
+from cyclemlp_backbones.weights.formats import Layout
 from cyclemlp_backbones.weights.loading import load_weights, locate_weights
 
 with importing("PaddleDetection", "ppdet", "det"):
@@ -35,7 +36,8 @@ class CycleMLP(CycleNet):
         use_recompute: in training, less memory for more time.
         pretrained: None, a path or URL of a weights file, or True for the published ImageNet weights, which have to
             fit: a classifier's file, a backbone's, or a detector's, of which the backbone is taken. Norms of maps
-            that are not in `out_indices` are left out.
+            that are not in `out_indices` are left out, a stem of another number of channels is adapted.
+        layout: "paddle" or "torch", for a file that cannot tell how its Linear weights lie.
 
     Raises ValueError for a value that is not allowed, CheckpointError for weights that do not fit.
     """
@@ -49,6 +51,7 @@ class CycleMLP(CycleNet):
         frozen_stages: int = -1,
         use_recompute: bool = False,
         pretrained: Pretrained = None,
+        layout: Layout | None = None,
     ):
         size = VARIANTS[variant_name(arch)]
         super().__init__(
@@ -62,8 +65,7 @@ class CycleMLP(CycleNet):
             use_recompute=use_recompute,
         )
         if pretrained is not None and pretrained is not False:
-            others = [f"norm{2 * index}.*" for index in range(4) if index not in self.out_indices]
-            load_weights(self, locate_weights(pretrained, arch), ignore=others)
+            load_weights(self, locate_weights(pretrained, arch), layout=layout, adapt=True)
 
     @property
     def out_shape(self) -> list[ShapeSpec]:

@@ -14,6 +14,7 @@ from cyclemlp_backbones.factory import Pretrained, build_backbone
 from cyclemlp_backbones.heads.semantic_fpn import SemanticFPN as SemanticFPN
 from cyclemlp_backbones.layer_decay import apply_layer_decay
 from cyclemlp_backbones.variants import list_variants
+from cyclemlp_backbones.weights.formats import Layout
 
 with importing("PaddleSeg", "paddleseg", "seg"):
     from paddleseg.cvlibs import manager
@@ -30,6 +31,7 @@ def _backbone(variant: str) -> Callable[..., CycleNet]:
         frozen_stages: int = -1,
         use_recompute: bool = False,
         pretrained: Pretrained = None,
+        layout: Layout | None = None,
     ) -> CycleNet:
         backbone = build_backbone(
             variant,
@@ -39,6 +41,7 @@ def _backbone(variant: str) -> Callable[..., CycleNet]:
             frozen_stages=frozen_stages,
             use_recompute=use_recompute,
             pretrained=pretrained,
+            layout=layout,
         )
         backbone.feat_channels = [spec.channels for spec in backbone.stage_specs]  # what PaddleSeg's models read
         return backbone
@@ -52,7 +55,9 @@ def _backbone(variant: str) -> Callable[..., CycleNet]:
         drop_path_rate: stochastic depth rate of the last block; a linear ramp from 0 leads to it.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         use_recompute: in training, less memory for more time.
-        pretrained: None, a path or URL of a weights file, or True for the published ImageNet weights.
+        pretrained: None, a path or URL of a weights file, or True for the published ImageNet weights; those of another
+            number of channels are adapted.
+        layout: "paddle" or "torch", for a file that cannot tell how its Linear weights lie.
 
     Raises ValueError for a value that is not allowed, CheckpointError for weights that do not fit.
     """

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import paddle
 import pytest
+from safetensors.numpy import save_file
 
 from cyclemlp_backbones import CheckpointError, CycleNet, build_backbone, build_classifier, load_weights
 from tests.adapters.tiny_det import DETECTORS, cyclemlp, in_process, write_config, write_data
@@ -138,8 +139,8 @@ def test_weights_of_a_classifier_backbone_or_detector_load_into_each_detector(tm
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_weights_that_do_not_fit_are_an_error(tmp_path, detector):
     config = write_config(tmp_path, detector)
-    paddle.save(build_backbone("b0", in_channels=4).state_dict(), str(tmp_path / "other.pdparams"))
-    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight is \[32, 4, 7, 7\], needs \[32, 3, 7, 7\]"):
+    paddle.save(build_backbone("b1").state_dict(), str(tmp_path / "other.pdparams"))
+    with pytest.raises(CheckpointError, match=r"patch_embed\.proj\.weight is \[64, 3, 7, 7\], needs \[32, 3, 7, 7\]"):
         in_process(backbone_of, config, tmp_path / "other.pdparams")
     # A pyramid without the norm of a map that the detector takes.
     paddle.save(build_backbone("b0", out_indices=(1, 2)).state_dict(), str(tmp_path / "fewer.pdparams"))
@@ -147,6 +148,21 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path, detector):
         in_process(backbone_of, config, tmp_path / "fewer.pdparams")
     with pytest.raises(FileNotFoundError, match=r"no weights file .*missing\.pdparams"):
         in_process(backbone_of, config, tmp_path / "missing.pdparams")
+
+
+def test_a_stem_of_other_channels_is_adapted_and_the_layout_may_be_told(tmp_path):
+    from cyclemlp_backbones.adapters.paddledet import CycleMLP
+
+    source = {name: value.numpy() for name, value in build_backbone("b0").state_dict().items()}
+    save_file(source, tmp_path / "b0.safetensors")
+    with pytest.raises(CheckpointError, match="does not tell in which layout"):
+        CycleMLP("b0", pretrained=tmp_path / "b0.safetensors")
+    network = CycleMLP("b0", in_channels=4, pretrained=tmp_path / "b0.safetensors", layout="paddle")
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    stem = source.pop("patch_embed.proj.weight")
+    np.testing.assert_allclose(state["patch_embed.proj.weight"], stem[:, [0, 1, 2, 0]] * 0.75, rtol=1e-6)
+    for name, value in source.items():
+        np.testing.assert_array_equal(state[name], value, err_msg=name)
 
 
 def decayed(detector, folder):
@@ -187,7 +203,10 @@ def test_weight_decay_spares_norms_and_biases(tmp_path, detector):
         ("CycleMLP.arch=b9", "unknown CycleMLP variant 'b9'; choose from b0, b1"),
         ("CycleMLP.out_indices=[3, 1]", "out_indices is [3, 1]; it takes a non-empty, increasing subset"),
         ("CycleMLP.frozen_stages=5", "frozen_stages is 5"),
-        ("CycleMLP.drop_pth_rate=0.1", "CycleMLP takes arch, drop_path_rate, frozen_stages, in_channels, out_indices"),
+        (
+            "CycleMLP.drop_pth_rate=0.1",
+            "CycleMLP takes arch, drop_path_rate, frozen_stages, in_channels, layout, out_in",
+        ),
     ],
 )
 def test_wrong_argument_is_named_with_what_is_allowed(tmp_path, option, message):

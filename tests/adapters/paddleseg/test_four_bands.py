@@ -12,6 +12,7 @@ from paddleseg.cvlibs import manager
 from paddleseg.datasets import Dataset
 from paddleseg.transforms import Compose
 
+from cyclemlp_backbones import build_backbone
 from cyclemlp_backbones.cli import main
 from tests.adapters.tiny_seg import BACKBONE, NUM_CLASSES, SEMANTIC_FPN, SIZE, write_config, write_data
 
@@ -72,6 +73,18 @@ def test_four_bands_train_evaluate_and_export(config, capsys):
     assert seg("export", config, "--model_path", weights, "--save_dir", config.parent / "inference") == 0
     described = yaml.safe_load((config.parent / "inference" / "deploy.yaml").read_text())["Deploy"]
     assert described["input_shape"] == [None, 4, None, None]
+
+
+def test_weights_of_three_channels_start_a_training_of_four(config):
+    source = build_backbone("b0").state_dict()
+    paddle.save(source, str(config.parent / "b0.pdparams"))
+    flags = ["--save_dir", config.parent / "out", "--iters", 1, "--learning_rate", 1e-30]
+    assert seg("train", config, *flags, "--opts", f"model.backbone.pretrained={config.parent / 'b0.pdparams'}") == 0
+    saved = paddle.load(str(config.parent / "out" / "iter_1" / "model.pdparams"))
+    stem = source["patch_embed.proj.weight"].numpy()[:, [0, 1, 2, 0]] * 0.75
+    np.testing.assert_allclose(saved["backbone.patch_embed.proj.weight"].numpy(), stem, rtol=1e-6)
+    block = "network.0.0.attn.sfc_h.weight"
+    np.testing.assert_allclose(saved[f"backbone.{block}"].numpy(), source[block].numpy(), atol=1e-20)
 
 
 def test_three_channels_for_four_bands_are_told_apart(config, capsys):
