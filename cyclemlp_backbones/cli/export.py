@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cyclemlp_backbones.checks import visible
-from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS
+from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS, check_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     _check(args)
-    from cyclemlp_backbones.deploy.export import check_folder, export
+    from cyclemlp_backbones.deploy.export import export
 
     check_folder(args.out, args.force)
     if args.task == "seg":

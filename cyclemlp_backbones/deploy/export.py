@@ -24,10 +24,10 @@ from cyclemlp_backbones import __version__
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.graph_forms import cpu_graph_forms
 from cyclemlp_backbones.deploy.manifest import (
-    FILE_NAME,
     FORMATS,
     Manifest,
     Preprocessing,
+    check_folder,
     staged_export,
     write_manifest,
 )
@@ -115,18 +115,6 @@ def export(
         with contextlib.suppress(ImportError):  # without ONNX Runtime, a model is checked where it runs
             DeployedModel(staged)
     return manifest
-
-
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """ValueError unless `folder` is new or empty, or holds an earlier export that may be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise ValueError(f"{folder} exists and is not empty; choose another folder, or overwrite it with --force")
-    if not (folder / FILE_NAME).is_file():
-        raise ValueError(f"{folder} holds something else than an exported model; it is not overwritten")
 
 
 @contextlib.contextmanager

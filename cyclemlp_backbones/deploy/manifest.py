@@ -174,21 +174,20 @@ def write_manifest(folder: Path, manifest: Manifest, files: Sequence[str]) -> Ma
 
 @contextlib.contextmanager
 def staged_export(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write an export into, which then takes its place.
+    """A new folder on the same disk to write an export into, which then takes its place in `folder`.
 
     Killed at any moment or without room on the disk, `folder` holds its earlier export, whole, or the new one. Files in
     it that belong to neither stay.
     """
-    staged = temporary_beside(folder)
+    there = folder.exists()
+    staged = temporary_beside(folder / "model" if there else folder)
     staged.mkdir(parents=True)
     try:
         yield staged
         manifest = read_manifest(staged)
         for path in (*staged.iterdir(), staged):
             to_disk(path)
-        if not folder.exists() or not any(folder.iterdir()):
-            if folder.exists():
-                folder.rmdir()
+        if not there:
             os.replace(staged, folder)
             return
         # A manifest names its files: the new ones come under names of their own, with a manifest of them; then the
@@ -202,11 +201,28 @@ def staged_export(folder: Path) -> Iterator[Path]:
             os.replace(staged / name, folder / name)
         write_manifest(folder, manifest, [*manifest.files])
         for path in [*folder.iterdir()]:
-            usual = path.name[9:] if path.name[8:9] == "-" else path.name
-            if usual in MODEL_FILES and path.name not in manifest.files:
+            if _is_of_a_model(path) and path.is_file() and path.name not in manifest.files:
                 path.unlink()
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """ValueError unless `folder` is new or empty, or holds an export, whole or not, that may be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"{folder} exists and is not empty; choose another folder, or overwrite it with --force")
+    if not (folder / FILE_NAME).is_file() and not all(map(_is_of_a_model, folder.iterdir())):
+        raise ValueError(f"{folder} holds something else than an exported model; it is not overwritten")
+
+
+def _is_of_a_model(path: Path) -> bool:
+    """Whether a file has a name that `staged_export` gives."""
+    name = path.name
+    return {name, name.partition("-")[2]} & {*MODEL_FILES} != set() or name.startswith((".model.", f".{FILE_NAME}."))
 
 
 def read_manifest(folder: Path) -> Manifest:

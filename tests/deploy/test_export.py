@@ -12,7 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from cyclemlp_backbones.deploy.manifest import Manifest, Preprocessing, read_manifest, staged_export, write_manifest
+from cyclemlp_backbones.deploy.manifest import (
+    Manifest,
+    Preprocessing,
+    check_folder,
+    read_manifest,
+    staged_export,
+    write_manifest,
+)
 from cyclemlp_backbones.files import isolated_python
 from tests.deploy.conftest import ONNX, export_classifier
 
@@ -55,27 +62,41 @@ def killed_at(moment: int, folder: Path, name: str) -> bool:
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
-@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("earlier", ["earlier", "empty", "absent"])
 def test_a_kill_at_any_step_leaves_the_earlier_export_or_the_new_one(tmp_path, earlier):
     folder, seen, moment = tmp_path / "model", [], 0
     while True:
         moment += 1
         shutil.rmtree(folder, ignore_errors=True)
-        if earlier:
+        if earlier == "earlier":
             install(folder, "earlier")
             (folder / "notes.txt").write_text("mine")
+        elif earlier == "empty":
+            folder.mkdir()
         killed = killed_at(moment, folder, "new")
-        seen.append(installed(folder) if folder.exists() else "nothing")
+        seen.append(installed(folder) if (folder / "cyclemlp.yml").exists() else "nothing")
         if not killed:
             break
+        check_folder(folder, overwrite=True)
         install(folder, "later")  # what the killed one left is no hindrance, and goes
         assert installed(folder) == "later"
-        notes = ["notes.txt"] if earlier else []
+        notes = ["notes.txt"] if earlier == "earlier" else []
         assert sorted(path.name for path in folder.iterdir()) == ["cyclemlp.yml", *FILES, *notes]
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert moment > 20
     assert seen == sorted(seen, key=["nothing", "earlier", "new"].index)
-    assert set(seen) == {"earlier" if earlier else "nothing", "new"}
+    assert set(seen) == {"earlier" if earlier == "earlier" else "nothing", "new"}
+
+
+def test_a_folder_whose_parent_takes_no_files_is_exported_into(tmp_path):
+    """As a mounted one, that can be neither renamed nor replaced."""
+    folder = tmp_path / "parent" / "model"
+    folder.mkdir(parents=True)
+    inode = folder.stat().st_ino
+    for name in ("one", "two"):
+        install(folder, name)
+        assert installed(folder) == name
+    assert folder.stat().st_ino == inode
 
 
 def test_a_copy_that_finds_no_room_leaves_the_earlier_export(tmp_path, monkeypatch):
@@ -135,9 +156,10 @@ def test_an_export_that_is_refused_leaves_the_earlier_one(classifier, tmp_path, 
 
 def test_a_folder_of_something_else_is_not_overwritten(classifier, tmp_path, capsys):
     (tmp_path / "beach.jpg").write_bytes(b"")
+    (tmp_path / "model.onnx").write_bytes(b"")
     assert export_classifier(classifier / "b0.pdparams", tmp_path, "--force") == 1
     assert "not overwritten" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["beach.jpg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beach.jpg", "model.onnx"]
 
 
 def test_an_export_takes_the_place_of_one_in_another_format(classifier, tmp_path):
