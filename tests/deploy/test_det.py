@@ -10,10 +10,10 @@ from pycocotools.coco import COCO
 
 from cyclemlp_backbones.deploy.predict import suppress
 from tests.adapters.tiny_det import NUM_CLASSES, cyclemlp, in_process, write_config, write_data
+from tests.deploy.conftest import FORMATS
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("paddle", "onnx") if paddle.__version__.startswith("3.") else ("paddle",)
 CHANGES = {
     "RetinaHead": {"nms": {"score_threshold": 0.05}, "prior_prob": 0.1},
     "BBoxPostProcess": {"nms": {"score_threshold": 0.05}},
@@ -68,8 +68,8 @@ def predict(folder, detector, kind):
 
 
 def test_retinanet_finds_the_same_in_every_format(folder):
-    found = {kind: predict(folder, "retinanet", kind) for kind in KINDS}
-    for kind in KINDS[1:]:
+    found = {kind: predict(folder, "retinanet", kind) for kind in FORMATS}
+    for kind in FORMATS[1:]:
         assert len(found[kind]) == len(found["paddle"]) > 3
         for some, others in zip(found[kind], found["paddle"]):
             assert some["image_id"] == others["image_id"]

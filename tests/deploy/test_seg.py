@@ -11,10 +11,8 @@ from PIL import Image
 from cyclemlp_backbones.cli import main
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 from tests.adapters.tiny_seg import SEMANTIC_FPN, write_config, write_data
+from tests.deploy.conftest import FORMATS, ONNX, SHAPES
 
-ONNX = paddle.__version__.startswith("3.")
-FORMATS = ("paddle", "onnx") if ONNX else ("paddle",)
-SHAPES = [(1, 224, 224), (3, 96, 64), (1, 97, 131), (3, 33, 45), (1, 32, 32)]
 SMALL = {"fpn_channels": 16, "head_channels": 16}
 UPERNET = {
     "type": "UPerNet",
@@ -73,16 +71,12 @@ def test_semantic_fpn_equals_dygraph_in_every_format_at_any_size(semantic_fpn):
         assert_equal_at_any_size(network, folder / kind)
 
 
-def test_upernet_equals_dygraph_at_any_size(tmp_path):
+def test_upernet_equals_dygraph_at_any_size_and_onnx_is_an_error_that_names_what_it_cannot_say(tmp_path, capsys):
     network, config = build(tmp_path, UPERNET)
     assert export(tmp_path, config, "paddle") == 0
     assert_equal_at_any_size(network, tmp_path / "paddle")
-
-
-def test_what_onnx_cannot_say_is_an_error_that_names_it(tmp_path, capsys):
     if not ONNX:
         return
-    _, config = build(tmp_path, UPERNET)
     assert export(tmp_path, config, "onnx") == 1
     assert "pd_op.pool2d] Adaptive only support static input shape" in capsys.readouterr().err
     assert not (tmp_path / "onnx").exists()
