@@ -75,7 +75,7 @@ def check_map(shape: Sequence[int], layout: str, channels: int, least: int = 0) 
     """`shape`, if it is that of feature maps or images: `layout` is "NCHW" or "NHWC", H and W are `least` and more, and
     -1 stands for an open size; else ValueError."""
     fits = len(shape) == 4 and shape[layout.index("C")] in (channels, -1)
-    if not fits or any(0 <= shape[layout.index(axis)] < least for axis in "HW"):
+    if not fits or any(shape[layout.index(axis)] in range(least) for axis in "HW"):
         wanted = ", ".join(layout).replace("C", str(channels))
         remedy = f", heights and widths of {least} pixels and more: resize or pad a smaller image" if least else ""
         raise ValueError(f"the input has shape {list(shape)}; it takes [{wanted}]{remedy}")

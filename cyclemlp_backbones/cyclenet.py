@@ -244,7 +244,7 @@ class CycleNet(nn.Layer):
         return self.head(maps[0].mean([2, 3]))
 
 
-@paddle.jit.not_to_static
 def _is_empty(x: Tensor, layout: str, channels: int, least: int = 0) -> bool:
     """Whether `x` has no element, which several of Paddle's operators refuse. ValueError for another shape."""
-    return 0 in checks.check_map(list(x.shape), layout, channels, least)  # sizes that a graph leaves open are -1
+    shape = getattr(x, "shape")  # noqa: B009  x.shape gives a graph's tensors for open sizes; this gives -1
+    return 0 in checks.check_map(list(shape), layout, channels, least)

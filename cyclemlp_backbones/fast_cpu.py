@@ -40,7 +40,6 @@ def accelerate(layer: _Layer) -> _Layer:
     return layer
 
 
-@paddle.jit.not_to_static
 def _runs_here(x: Tensor) -> bool:
     """Whether the fast forms are for `x`: on the CPU, in full precision, not empty, and no symbol of a graph."""
     if not paddle.in_dynamic_mode() or psdb.in_sot():
@@ -222,7 +221,7 @@ class FastCycleFC(CycleFC):
         read = x
         if self.length > 1:
             read = _Shift.apply(x, self) if _wants_gradient(x) else _shift(x, self)
-        if x.size >= self.weight.size or _wants_gradient(x, self.weight, self.bias):
+        if math.prod(x.shape) >= math.prod(self.weight.shape) or _wants_gradient(x, self.weight, self.bias):
             return _linear(read, _grouped(self.weight, self.length), self.bias)
         read = _in_natural_order(read, self.length, self.in_channels)
         return _add_bias(paddle.matmul(read, self.weight.reshape(self.weight.shape[:2]), transpose_y=True), self.bias)
