@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cyclemlp_backbones.deploy.manifest import Preprocessing
+from cyclemlp_backbones.pictures import normalise
 
 RESULTS = ("overlays", "masks")
 """The folders of pictures that predictions are written into."""
@@ -144,15 +145,11 @@ def to_array(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 RGB [H, W, 3] -> normalised float32 [3, H', W'] in the model's order of channels, padded with zeros."""
     height, width = (_padded(size, preprocessing) for size in pixels.shape[:2])
     array = np.zeros((3, height, width), np.float32)
-    content = array[:, : pixels.shape[0], : pixels.shape[1]]
+    order = ["RGB".index(channel) for channel in preprocessing.channel_order]
     low, high = preprocessing.input_range
-    for channel in range(3):
-        source = "RGB".index(preprocessing.channel_order[channel])
-        np.divide(pixels[..., source], np.float32(255), out=content[channel])
-        if (low, high) != (0, 1):
-            content[channel] = content[channel] * np.float32(high - low) + np.float32(low)
-        content[channel] -= np.float32(preprocessing.mean[channel])
-        content[channel] /= np.float32(preprocessing.std[channel])
+    mean = [(value - low) / (high - low) for value in preprocessing.mean]  # of values from 0 to 1
+    std = [value / (high - low) for value in preprocessing.std]
+    array[:, : pixels.shape[0], : pixels.shape[1]] = normalise(pixels[..., order], mean, std)
     return array
 
 
