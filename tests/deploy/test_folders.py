@@ -40,7 +40,7 @@ def changed(classifier, folder, **values):
         ({"palette": [[1, 2, 3]]}, "1 colours in the palette for 4 classes"),
         ({"palette": [[1, 2, 256] for _ in range(4)]}, "a value of the palette is 256"),
         ({"nms": {"score_threshold": 0.5}}, "nms is for detection"),
-        ({"preprocessing": {"mean": ["a", 0, 0]}}, "mean of preprocessing"),
+        ({"preprocessing": {"mean": ["a", 0, 0]}}, "preprocessing.mean is .a."),
         ({"preprocessing": {"std": [0, 1, 1]}}, "preprocessing.std"),
         ({"preprocessing": {"pad_to": 0}}, "pad_to is 0"),
         ({"preprocessing": {"pad_to": 10**9}}, "pad_to is 1000000000; it takes an integer from 1 to 1024"),
