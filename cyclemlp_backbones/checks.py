@@ -74,8 +74,10 @@ def check_kernel_size(kernel_size: Any) -> tuple[int, int]:
 def check_map(shape: Sequence[int], layout: str, channels: int, least: int = 0) -> Sequence[int]:
     """`shape`, if it is that of feature maps or images: `layout` is "NCHW" or "NHWC", H and W are `least` and more, and
     -1 stands for an open size; else ValueError."""
-    fits = len(shape) == 4 and shape[layout.index("C")] in (channels, -1)
-    if not fits or any(shape[layout.index(axis)] in range(least) for axis in "HW"):
+    # No search in `layout`: Paddle's tracer of bytecode does not know it.
+    axis, height = (1, 2) if layout == "NCHW" else (3, 1)
+    fits = len(shape) == 4 and (shape[axis] == channels or shape[axis] == -1)
+    if not fits or 0 <= shape[height] < least or 0 <= shape[height + 1] < least:
         wanted = ", ".join(layout).replace("C", str(channels))
         remedy = f", heights and widths of {least} pixels and more: resize or pad a smaller image" if least else ""
         raise ValueError(f"the input has shape {list(shape)}; it takes [{wanted}]{remedy}")
