@@ -302,4 +302,4 @@ def test_the_configuration_reaches_the_network():
     rates = [block.drop_path_rate for block in blocks]
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0.2)
-    assert model.use_recompute
+    assert all(block.use_recompute for block in blocks)
