@@ -222,7 +222,7 @@ def weights_of_another_network(config):
 
 
 def resume_without_state(config):
-    return [config, "-r", other_weights(config)], r"there is no .*other\.pdopt beside it"
+    return [config, "-r", other_weights(config)], r"other\.pdopt.*such files; .* has no whole"
 
 
 def resume_from_nothing(config):

@@ -206,7 +206,11 @@ def resume_from_best_model(config):
 
 def resume_from_interrupted_save(config):
     (config.parent / "iter_5").mkdir()
-    return [config, "--resume_model", config.parent / "iter_5"], r"iter_5 has no model\.pdparams.*take an earlier one"
+    return [
+        config,
+        "--resume_model",
+        config.parent / "iter_5",
+    ], r"iter_5/model\.pdparams.*such files; .* has no whole checkpoint"
 
 
 def batch_larger_than_data(config):
