@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import paddle
 import yaml
-from paddle.io.dataloader import dataloader_iter, fetcher
+from paddle.io.dataloader import dataloader_iter
 from PIL import Image
 
 from cyclemlp_backbones.pictures import FORMATS, UNREADABLE
@@ -92,6 +92,9 @@ class _Samples:
     def __init__(self, dataset: Any):
         self.dataset = dataset
 
+    def __len__(self) -> int:
+        return len(self.dataset)
+
     def __getitem__(self, index: Any) -> Any:
         files = _files(self.dataset, index)
         try:
@@ -157,12 +160,14 @@ def end_on_error() -> None:
 
     Its error comes out where the next batch is asked for: what was being saved then is saved.
     """
-    init = fetcher._MapDatasetFetcher.__init__
+    init = dataloader_iter._DataLoaderIterBase.__init__
 
-    def init_with_names(self: Any, dataset: Any, *arguments: Any) -> None:
-        init(self, _Samples(dataset), *arguments)
+    def init_with_names(self: Any, loader: Any) -> None:
+        init(self, loader)
+        if self._dataset_kind == dataloader_iter._DatasetKind.MAP:
+            self._dataset = _Samples(self._dataset)
 
-    fetcher._MapDatasetFetcher.__init__ = init_with_names
+    dataloader_iter._DataLoaderIterBase.__init__ = init_with_names
     for iterator in (dataloader_iter._DataLoaderIterSingleProcess, dataloader_iter._DataLoaderIterMultiProcess):
         iterator.end_on_error = None
         iterator._thread_loop = _keeps_error(iterator._thread_loop)

@@ -112,7 +112,7 @@ def test_unknown_repair_is_refused_by_name(monkeypatch):
     monkeypatch.setenv(REPAIRS.switch, "areas_of_scalars, cross_entropy")
     with pytest.raises(
         ValueError,
-        match=r"names 'cross_entropy'; the repairs are zlib_order, yaml_code, pickle_code, lost_errors, cross",
+        match=r"names 'cross_entropy'; the repairs are zlib_order, yaml_code, pickle_code",
     ):
         REPAIRS.apply()
 
