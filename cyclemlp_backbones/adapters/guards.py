@@ -55,7 +55,7 @@ def check_before_load() -> None:
 
     @functools.wraps(load)
     def check_and_load(path: Any, **configs: Any) -> Any:
-        if isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
+        if isinstance(path, (str, os.PathLike)) and os.path.isfile(path) and not configs.get("safetensors"):
             check_pickle(path)
         return load(path, **configs)
 
