@@ -71,14 +71,8 @@ def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike, *, 
         (reaching, "that reach outside their image, which are used as they are"),
     ):
         if numbers:
-            _LOG.warning(
-                "%s: %d of %d boxes %s; the first is annotation %s",
-                path,
-                len(numbers),
-                len(annotations),
-                what,
-                numbers[0],
-            )
+            counts = len(numbers), len(annotations)
+            _LOG.warning("%s: %d of %d boxes %s; the first is annotation %s", path, *counts, what, numbers[0])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -111,9 +105,9 @@ def _check_entry(where: str, entry: Any, names: Mapping[str, str]) -> None:
 
 
 def _check_mask(path: str | os.PathLike, number: object, mask: Any) -> None:
-    polygons = mask if isinstance(mask, list) else []
+    polygons = mask if isinstance(mask, list) and mask else [None]
     good = [isinstance(points, list) and len(points) >= 6 and not len(points) % 2 for points in polygons]
-    if not isinstance(mask, Mapping) and not (good and all(good)):
+    if not isinstance(mask, Mapping) and not all(good):
         raise ValueError(
             f"{path}: the segmentation of annotation {number} is {str(mask)[:60]}; masks take polygons of 3 points and "
             "more, [[x1, y1, x2, y2, x3, y3, …], …], or a run-length code"
@@ -128,13 +122,8 @@ def _check_images(path: str | os.PathLike, images: Sequence[Mapping[str, Any]], 
             "check dataset_dir and image_dir of the configuration's dataset"
         )
     if missing:
-        _LOG.warning(
-            "%s: %d of %d images are missing and left out; the first is %s",
-            path,
-            len(missing),
-            len(images),
-            image_dir / missing[0],
-        )
+        counts, first = (len(missing), len(images)), image_dir / missing[0]
+        _LOG.warning("%s: %d of %d images are missing and left out; the first is %s", path, *counts, first)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,8 +6,12 @@ Each guard is a row of every toolkit's repairs: a probe, and the function that m
 from __future__ import annotations
 
 import functools
+import logging
 import mmap
 import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +22,9 @@ from PIL import Image
 
 from cyclemlp_backbones.pictures import FORMATS, UNREADABLE
 from cyclemlp_backbones.weights.arrays import NAMES
-from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader, damaged
+from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader
 
+_LOG = logging.getLogger(__name__)
 _PYTHON = "tag:yaml.org,2002:python/"
 _READABLE = (".png", ".jpg", ".jpeg", ".bmp")
 _ORIENTATION, _QUARTER_TURN = 0x0112, 5  # EXIF: from this value on, width and height are exchanged
@@ -66,20 +71,38 @@ def check_pickle(path: str | os.PathLike) -> None:
     """CheckpointError that names the file, unless it is a whole pickle of plain data; nothing in it is run."""
     try:
         with open(path, "rb") as file:
-            if not os.path.getsize(path):
-                raise damaged("it is empty")
             PickleReader(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), NAMES).read()
-    except CheckpointError as error:
+    except ValueError as error:  # also of a file that is empty
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def is_whole(path: str | os.PathLike) -> bool:
-    """Whether a checkpoint's part is there and complete; an interrupted save leaves none, or the beginning of one."""
+def check_checkpoint(flag: str, parts: Sequence[Path], go_on: Callable[[], str]) -> None:
+    """ValueError that says why `parts`, given by `flag`, are no whole checkpoint, and how to go on."""
     try:
-        check_pickle(path)
-    except (OSError, CheckpointError):
-        return False
-    return True
+        for part in parts:
+            check_pickle(part)
+    except (OSError, CheckpointError) as error:
+        raise ValueError(f"{flag}: {error}; an interrupted save leaves such files{go_on()}") from error
+
+
+def how_to_go_on(flag: str, checkpoints: Mapping[Path, Sequence[Path]], save_dir: Path) -> str:
+    """Behind a message: the first of `checkpoints`, newest first, whose parts are whole; a warning of those before."""
+    for checkpoint, parts in checkpoints.items():
+        try:
+            check_checkpoint("left out", parts, lambda: "")
+            return f"; go on with {flag} {checkpoint}"
+        except ValueError as error:
+            _LOG.warning("%s", error)
+    return f"; {save_dir} has no whole checkpoint"
+
+
+def check_save_dir(save_dir: str | Path) -> None:
+    """OSError if nothing can be saved there, before a toolkit trains until it tries, or replaces a file by a folder."""
+    try:
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=save_dir).close()
+    except OSError as error:
+        raise OSError(f"save_dir {save_dir} takes no checkpoints ({error}); give a folder to write into") from error
 
 
 class SampleError(ValueError):
@@ -108,10 +131,11 @@ class _Samples:
 
 
 def _files(dataset: Any, index: int) -> list[str]:
-    """Image and mask of a PaddleSeg data set, or the image of a PaddleDetection one."""
-    if records := getattr(dataset, "roidbs", None):
-        return [records[index % len(records)].get("im_file", "")]
-    return [path for path in getattr(dataset, "file_list", {index: ()})[index] if isinstance(path, str)]
+    """Image and mask of a PaddleSeg data set, the image of a PaddleDetection one, or nothing."""
+    records = getattr(dataset, "file_list", None) or getattr(dataset, "roidbs", None)
+    record = records[index % len(records)] if records and isinstance(index, int) else ()
+    values = record if isinstance(record, (list, tuple)) else [dict(record).get("im_file")]
+    return [path for path in values if isinstance(path, str)]
 
 
 def _unreadable(path: str) -> str:
@@ -126,12 +150,11 @@ def _unreadable(path: str) -> str:
 def _check_mask(dataset: Any, sample: dict[str, Any], image: str, mask: str) -> None:
     """ValueError for a mask that does not belong to its image or has no classes of the data set; Paddle would read one
     of unsigned 16-bit integers, which it takes for bfloat16, as zeros: it becomes int32."""
-    if mask.lower().endswith(_READABLE) and image.lower().endswith(_READABLE):
-        with Image.open(mask, formats=FORMATS) as opened:
+    if all(path.lower().endswith(_READABLE) for path in (image, mask)):
+        with Image.open(mask, formats=FORMATS) as opened, Image.open(image, formats=FORMATS) as picture:
             bands, (mask_width, mask_height) = opened.getbands(), opened.size
-        with Image.open(image, formats=FORMATS) as opened:
-            turned = opened.getexif().get(_ORIENTATION, 1) >= _QUARTER_TURN
-            width, height = opened.size[::-1] if turned else opened.size
+            turned = picture.getexif().get(_ORIENTATION, 1) >= _QUARTER_TURN
+            width, height = picture.size[::-1] if turned else picture.size
         if len(bands) > 1:
             raise ValueError(f"the mask has the bands {', '.join(bands)}; it takes one, whose values are the classes")
         # One mask for each class, one beside or below the other, are PaddleSeg's multi-label masks.
@@ -170,11 +193,10 @@ def end_on_error() -> None:
     dataloader_iter._DataLoaderIterBase.__init__ = init_with_names
     for iterator in (dataloader_iter._DataLoaderIterSingleProcess, dataloader_iter._DataLoaderIterMultiProcess):
         iterator.end_on_error = None
-        iterator._thread_loop = _keeps_error(iterator._thread_loop)
-        iterator.__next__ = _raises_error(iterator.__next__)
+        _hand_error_over(iterator, iterator._thread_loop, iterator.__next__)
 
 
-def _keeps_error(thread_loop: Any) -> Any:
+def _hand_error_over(iterator: Any, thread_loop: Any, following: Any) -> None:
     def loop(self: Any, place: Any) -> None:
         try:
             thread_loop(self, place)
@@ -182,10 +204,6 @@ def _keeps_error(thread_loop: Any) -> Any:
             self.end_on_error = error
             self._exit_thread_unexpectedly()
 
-    return loop
-
-
-def _raises_error(following: Any) -> Any:
     def next_batch(self: Any) -> Any:
         try:
             return following(self)
@@ -196,4 +214,4 @@ def _raises_error(following: Any) -> Any:
             message = str(self.end_on_error).rpartition(f"{SampleError.__name__}: ")[2].strip()
             raise SampleError(message) from error
 
-    return next_batch
+    iterator._thread_loop, iterator.__next__ = loop, next_batch

@@ -8,15 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import logging
 import runpy
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-_LOG = logging.getLogger(__name__)
 
 
 def _register(adapter: str) -> None:
@@ -52,37 +48,6 @@ def taken(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def how_to_go_on(adapter: str, arguments: Sequence[str]) -> str:
     """What to say behind "interrupted" of a training with these arguments: the checkpoint to resume from."""
     return importlib.import_module(f"cyclemlp_backbones.adapters.{adapter}.launch").how_to_go_on(arguments)
-
-
-def check_save_dir(save_dir: str | Path) -> None:
-    """OSError if nothing can be saved there, before a toolkit trains until it tries, or replaces a file by a folder."""
-    try:
-        Path(save_dir).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=save_dir).close()
-    except OSError as error:
-        raise OSError(f"save_dir {save_dir} takes no checkpoints ({error}); give a folder to write into") from error
-
-
-def check_checkpoint(flag: str, parts: Sequence[Path], go_on: Callable[[], str]) -> None:
-    """ValueError that says why `parts`, given by `flag`, are no whole checkpoint, and how to go on."""
-    from cyclemlp_backbones.adapters.guards import check_pickle
-
-    try:
-        for part in parts:
-            check_pickle(part)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{flag}: {error}; an interrupted save leaves such files{go_on()}") from error
-
-
-def last_whole(checkpoints: Iterable[Sequence[Path]]) -> Path | None:
-    """The first file of the first of `checkpoints`, newest first, whose parts are whole; those before are told."""
-    from cyclemlp_backbones.adapters.guards import is_whole
-
-    for parts in checkpoints:
-        if all(map(is_whole, parts)):
-            return parts[0]
-        _LOG.warning("left out: %s was not saved to its end", parts[0].with_suffix(""))
-    return None
 
 
 @contextlib.contextmanager

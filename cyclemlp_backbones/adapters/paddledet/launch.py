@@ -25,7 +25,8 @@ from ppdet.metrics.coco_utils import json_eval_results
 from ppdet.slim import build_slim_model
 from ppdet.utils.check import check_version
 
-from cyclemlp_backbones.adapters.launch import check_checkpoint, check_save_dir, config_errors, last_whole, taken
+from cyclemlp_backbones.adapters import guards
+from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.weights.download import is_url
@@ -202,7 +203,8 @@ def _load_for_training(trainer: Trainer, config: Any) -> None:
 
 def _whole_checkpoint(resume: str) -> Path:
     weights = Path(_weights_file(resume, "resume"))
-    check_checkpoint(f"--resume {resume}", [weights, weights.with_suffix(".pdopt")], lambda: _go_on(weights.parent))
+    parts = [weights, weights.with_suffix(".pdopt")]
+    guards.check_checkpoint(f"--resume {resume}", parts, lambda: _go_on(weights.parent))
     return weights
 
 
@@ -238,7 +240,7 @@ def run_train(args: argparse.Namespace) -> None:
         _resume(trainer, args.resume)
     else:
         _load_for_training(trainer, config)
-    check_save_dir(Path(config.save_dir, config.filename))
+    guards.check_save_dir(Path(config.save_dir, config.filename))
     trainer.train(args.eval)
 
 
@@ -343,8 +345,7 @@ def how_to_go_on(arguments: Sequence[str]) -> str:
 
 def _go_on(folder: Path) -> str:
     saved = sorted(folder.rglob("*.pdparams"), key=lambda weights: weights.stat().st_mtime, reverse=True)
-    weights = last_whole([file, file.with_suffix(".pdopt")] for file in saved)
-    return f"; go on with -r {weights}" if weights else f"; {folder} has no whole checkpoint"
+    return guards.how_to_go_on("-r", {file: [file, file.with_suffix(".pdopt")] for file in saved}, folder)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

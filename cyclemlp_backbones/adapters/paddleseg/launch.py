@@ -24,7 +24,8 @@ from paddleseg.deploy.export import WrappedModel
 from paddleseg.transforms import Compose
 from paddleseg.utils import get_image_list, utils
 
-from cyclemlp_backbones.adapters.launch import check_checkpoint, check_save_dir, config_errors, last_whole, taken
+from cyclemlp_backbones.adapters import guards
+from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.weights.loading import load_model_weights
 
@@ -106,7 +107,7 @@ def _check_resume_folder(path: str | None) -> None:
         raise ValueError(
             f"--resume_model {path} does not end in an iteration; it takes a folder such as output/iter_1000"
         )
-    check_checkpoint(f"--resume_model {path}", _parts(folder), lambda: _go_on(folder.parent))
+    guards.check_checkpoint(f"--resume_model {path}", _parts(folder), lambda: _go_on(folder.parent))
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -116,8 +117,7 @@ def _parts(folder: Path) -> list[Path]:
 def _go_on(save_dir: Path) -> str:
     folders = [folder for folder in save_dir.glob("iter_*") if re.fullmatch(r"iter_\d+", folder.name)]
     folders.sort(key=lambda folder: int(folder.name.removeprefix("iter_")), reverse=True)
-    weights = last_whole(map(_parts, folders))
-    return f"; go on with --resume_model {weights.parent}" if weights else f"; {save_dir} has no whole checkpoint"
+    return guards.how_to_go_on("--resume_model", {folder: _parts(folder) for folder in folders}, save_dir)
 
 
 def _saving(arguments: Sequence[str]) -> argparse.Namespace:
@@ -132,7 +132,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """Before a script trains with these arguments: OSError or ValueError for what it cannot save to or resume from."""
     given = _saving(arguments)
     _check_resume_folder(given.resume_model)
-    check_save_dir(given.save_dir)
+    guards.check_save_dir(given.save_dir)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -162,7 +162,7 @@ def run_train(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.config}: {len(train_dataset)} training images do not fill one batch of {config.batch_size}{shared}"
         )
-    check_save_dir(args.save_dir)
+    guards.check_save_dir(args.save_dir)
     train(
         model=model,
         train_dataset=train_dataset,
