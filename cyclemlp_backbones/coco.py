@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _LOG = logging.getLogger(__name__)
 _SLACK = 1.0  # pixels that a box may reach outside its image without a word: rounding
 
+_TYPES: dict[str, Any] = {"an integer": int, "a number": (int, float), "text": str, "an integer or text": (int, str)}
+_ENTRIES = {
+    "images": {"id": "an integer", "file_name": "text", "width": "a number", "height": "a number"},
+    "categories": {"id": "an integer or text", "name": "text"},
+    "annotations": {"id": "an integer"},
+}
 
-def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike) -> None:
+
+def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike, *, fields: Collection[str] = ()) -> None:
     """Reads the annotation file `path`, whose images lie in `image_dir`.
 
+    `fields` are a data set's `data_fields`: with gt_bbox there have to be annotations, with gt_poly masks.
+
     ValueError (FileNotFoundError for a missing file) that names the file and the entry: no valid JSON, no categories or
-    images, none of the images there, an annotation of an unknown category, a box that is no box or wholly outside its
-    image, a run-length code of another size than its image. Counted in one warning each, as training can do without or
-    with them: images that are missing, boxes without an area, boxes that reach outside their image.
+    images, none of the images there, an entry without what COCO's tools read of it, an annotation of an unknown
+    category, a box that is no box or wholly outside its image, a mask that is none, or of another size. Counted in one
+    warning each, as training can do without or with them: images that are missing, boxes without an area, boxes that
+    reach outside their image.
     """
     document = _read(Path(path))
+    if "annotations" not in document and "gt_bbox" in fields:
+        raise ValueError(f"{path} has no annotations, which training takes")
     images, annotations = document["images"], document.get("annotations", [])
+    for kind, names in _ENTRIES.items():
+        for index, entry in enumerate(document.get(kind, ())):
+            _check_entry(f"{path}: entry {index} of {kind}", entry, names)
     categories = {category["id"] for category in document["categories"]}
     _check_images(path, images, Path(image_dir))
     sizes = {image["id"]: (float(image["height"]), float(image["width"])) for image in images}
@@ -39,11 +56,14 @@ def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike) -> 
                 f"{path}: annotation {number} is of image {annotation.get('image_id')!r}, which the file does not list"
             )
         if "bbox" in annotation:
+            _check_entry(f"{path}: annotation {number}", annotation, {"iscrowd": "an integer", "area": "a number"})
             kind = _box_kind(path, number, annotation["bbox"], size)
             if kind == "empty":
                 empty.append(number)
             elif kind == "reaching":
                 reaching.append(number)
+            if "gt_poly" in fields and kind != "empty" and not annotation["iscrowd"]:
+                _check_mask(path, number, annotation.get("segmentation"))
         if isinstance(annotation.get("segmentation"), Mapping):
             _check_run_lengths(path, number, annotation["segmentation"], size)
     for numbers, what in (
@@ -51,14 +71,8 @@ def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike) -> 
         (reaching, "that reach outside their image, which are used as they are"),
     ):
         if numbers:
-            _LOG.warning(
-                "%s: %d of %d boxes %s; the first is annotation %s",
-                path,
-                len(numbers),
-                len(annotations),
-                what,
-                numbers[0],
-            )
+            counts = len(numbers), len(annotations)
+            _LOG.warning("%s: %d of %d boxes %s; the first is annotation %s", path, *counts, what, numbers[0])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -66,8 +80,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no annotation file {path}; put the data there, or set the dataset's dataset_dir and anno_path"
         )
+    content = path.read_bytes()
+    if content.startswith(codecs.BOM_UTF8):
+        raise ValueError(f"{path} begins with a byte order mark, which COCO's tools refuse; write it as plain UTF-8")
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     for name in ("images", "categories"):
@@ -78,6 +95,25 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
+def _check_entry(where: str, entry: Any, names: Mapping[str, str]) -> None:
+    """ValueError unless `entry` has a value for each of `names`, of the type that stands there."""
+    for name, wanted in names.items():
+        value = entry.get(name) if isinstance(entry, Mapping) else None
+        if not isinstance(value, _TYPES[wanted]):
+            given = f"no {name}" if value is None else f"the {name} {value!r}"
+            raise ValueError(f"{where} has {given}; it takes {wanted}")
+
+
+def _check_mask(path: str | os.PathLike, number: object, mask: Any) -> None:
+    polygons = mask if isinstance(mask, list) and mask else [None]
+    good = [isinstance(points, list) and len(points) >= 6 and not len(points) % 2 for points in polygons]
+    if not isinstance(mask, Mapping) and not all(good):
+        raise ValueError(
+            f"{path}: the segmentation of annotation {number} is {str(mask)[:60]}; masks take polygons of 3 points and "
+            "more, [[x1, y1, x2, y2, x3, y3, …], …], or a run-length code"
+        )
+
+
 def _check_images(path: str | os.PathLike, images: Sequence[Mapping[str, Any]], image_dir: Path) -> None:
     missing = [image["file_name"] for image in images if not (image_dir / image["file_name"]).is_file()]
     if len(missing) == len(images):
@@ -86,18 +122,17 @@ def _check_images(path: str | os.PathLike, images: Sequence[Mapping[str, Any]], 
             "check dataset_dir and image_dir of the configuration's dataset"
         )
     if missing:
-        _LOG.warning(
-            "%s: %d of %d images are missing and left out; the first is %s",
-            path,
-            len(missing),
-            len(images),
-            image_dir / missing[0],
-        )
+        counts, first = (len(missing), len(images)), image_dir / missing[0]
+        _LOG.warning("%s: %d of %d images are missing and left out; the first is %s", path, *counts, first)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _box_kind(path: str | os.PathLike, number: object, box: Any, size: tuple[float, float]) -> str:
     """ "inside", "reaching" outside the image, or "empty"; a box wholly outside, or none at all, is an error."""
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_number, box)):
         raise ValueError(f"{path}: the box of annotation {number} is {box!r}; it takes [x, y, width, height]")
     x, y, box_width, box_height = box
     if box_width <= 0 or box_height <= 0:

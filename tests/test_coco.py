@@ -49,6 +49,20 @@ MISTAKES = [
         set_first(segmentation={"size": [64, 64], "counts": [10, 20]}),
         r"the run lengths of annotation 1 add up to 30 pixels, its image has 4096",
     ),
+    (lambda document: document.pop("annotations"), r"instances_train\.json has no annotations, which training takes"),
+    (lambda document: document["images"][1].update(id="7"), r"entry 1 of images has the id '7'; it takes an integer"),
+    (lambda document: document["images"][1].pop("width"), r"entry 1 of images has no width; it takes a number"),
+    (lambda document: document["categories"][2].pop("name"), r"entry 2 of categories has no name; it takes text"),
+    (set_first(id="a"), r"entry 0 of annotations has the id 'a'; it takes an integer"),
+    (lambda document: document["annotations"][0].pop("iscrowd"), r"annotation 1 has no iscrowd; it takes an integer"),
+    (
+        lambda document: document["annotations"][0].pop("area"),
+        r"annotation 1 has no area; it takes a number",
+    ),
+    (set_first(bbox=[float("nan"), 1, 2, 3]), r"the box of annotation 1 is \[nan, 1, 2, 3\]; it takes \[x, y, width"),
+    (set_first(segmentation=[]), r"the segmentation of annotation 1 is \[\]; masks take polygons"),
+    (set_first(segmentation=None), r"the segmentation of annotation 1 is None; masks take polygons"),
+    (set_first(segmentation=[[1, 2, 3, 4]]), r"the segmentation of annotation 1 is \[\[1, 2, 3, 4\]\]; masks take"),
 ]
 
 
@@ -56,7 +70,7 @@ MISTAKES = [
 def test_mistake_is_an_error_that_names_the_file_and_the_entry(folder, edit, message):
     path = change(folder, edit)
     with pytest.raises(ValueError, match=message) as raised:
-        check_annotations(path, folder / "train")
+        check_annotations(path, folder / "train", fields=["gt_bbox", "gt_poly"])
     assert str(path) in str(raised.value)
 
 
@@ -90,6 +104,9 @@ def test_missing_or_broken_files_are_errors(folder):
         check_annotations(path, folder / "val2")
     with pytest.raises(FileNotFoundError, match=r"no annotation file .*instances_test\.json"):
         check_annotations(path.with_name("instances_test.json"), folder / "train")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(ValueError, match=r"instances_train\.json begins with a byte order mark"):
+        check_annotations(path, folder / "train")
     path.write_text("{")
     with pytest.raises(ValueError, match=r"instances_train\.json is no valid JSON"):
         check_annotations(path, folder / "train")

@@ -35,6 +35,8 @@ def run_script(adapter: str, package: str, script: Path, arguments: Sequence[str
     sys.path[:0] = [str(root), str(script.parent)]
     sys.argv = [str(script), *arguments]
     _register(adapter)
+    if script.stem == "train":
+        importlib.import_module(f"cyclemlp_backbones.adapters.{adapter}.launch").check_arguments(arguments)
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import paddle
 
+from cyclemlp_backbones.adapters import guards
+
 _LOG = logging.getLogger(__name__)
 _Apply = Callable[[], None]
 
@@ -56,7 +58,10 @@ class Repairs:
     switch: str
     rows: list[Repair] = field(
         default_factory=lambda: [
-            Repair("zlib_order", "Paddle 3.0, which exports none", _paddle_exports_zlib, _check_zlib_order)
+            Repair("zlib_order", "Paddle 3.0, which exports none", _paddle_exports_zlib, _check_zlib_order),
+            Repair("yaml_code", "not mended upstream", guards.yaml_runs_code, guards.refuse_yaml_code),
+            Repair("pickle_code", "not mended upstream", guards.load_runs_code, guards.check_before_load),
+            Repair("lost_errors", "not mended in Paddle 3.3", guards.loader_waits_for_ever, guards.end_on_error),
         ]
     )
 

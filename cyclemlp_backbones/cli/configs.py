@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import cyclemlp_backbones
+from cyclemlp_backbones.files import write_atomically
 
 FOLDERS = ("seg_configs", "det_configs", "classification/configs")
 
@@ -16,6 +17,10 @@ def shipped_configs() -> dict[str, Path]:
     package = Path(cyclemlp_backbones.__file__).parent
     places = ((name, root / name) for name in FOLDERS for root in (package.parent, package))
     return {name: folder for name, folder in places if folder.is_dir()}
+
+
+def _copy(source: str, target: str) -> None:
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
 def main(argv: list[str]) -> int:
@@ -31,6 +36,7 @@ def main(argv: list[str]) -> int:
         raise FileExistsError(f"{', '.join(map(str, standing))} exist; give another folder, or --force to overwrite")
     for name, folder in folders.items():
         target = arguments.dir / name
-        shutil.copytree(folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+        left_out = shutil.ignore_patterns("__pycache__", "*.py")
+        shutil.copytree(folder, target, dirs_exist_ok=True, ignore=left_out, copy_function=_copy)
         print(f"{len(list(target.rglob('*.yml')))} configurations in {target}")
     return 0

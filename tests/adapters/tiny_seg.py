@@ -62,7 +62,7 @@ def write_config(folder: Path, model: Mapping[str, Any], **changes: Any) -> Path
     return path
 
 
-def python(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: object, cwd: Path, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python arguments`, as in a user's shell, with this checkout's package."""
     search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
@@ -71,11 +71,11 @@ def python(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comp
         env={**os.environ, "PYTHONPATH": search, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
 
-def cyclemlp(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def cyclemlp(*arguments: object, cwd: Path, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """`cyclemlp arguments`."""
-    return python("-m", "cyclemlp_backbones", *arguments, cwd=cwd, **environment)
+    return python("-m", "cyclemlp_backbones", *arguments, cwd=cwd, timeout=timeout, **environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import signal
@@ -222,7 +223,7 @@ def weights_of_another_network(config):
 
 
 def resume_without_state(config):
-    return [config, "-r", other_weights(config)], r"there is no .*other\.pdopt beside it"
+    return [config, "-r", other_weights(config)], r"other\.pdopt.*such files; .* has no whole"
 
 
 def resume_from_nothing(config):
@@ -269,6 +270,39 @@ def test_mistake_is_explained_with_exit_status_1(config, mistake):
     assert status == 1, output
     assert re.search("cyclemlp det: error: .*" + message, output, re.DOTALL), output
     assert not (config.parent / "out").exists()
+
+
+def test_a_folder_that_takes_no_checkpoints_is_told_before_training(config):
+    (config.parent / "out").write_text("mine")
+    status, output = det("train", config)
+    assert status == 1
+    assert "retinanet takes no checkpoints" in output
+    assert "Epoch" not in output
+    assert (config.parent / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", ["action", "script"])
+def test_a_torn_checkpoint_is_not_resumed_and_the_last_whole_one_named(config, how):
+    folder = config.parent / "out" / "retinanet"
+    folder.mkdir(parents=True)
+    for name, end in (("0", None), ("1", -1)):
+        (folder / f"{name}.pdparams").write_bytes(pickle.dumps({}))
+        (folder / f"{name}.pdopt").write_bytes(pickle.dumps({"last_epoch": 0})[:end])
+    (config.parent / "train.py").write_text("print('begun')")
+    action = "train" if how == "action" else config.parent / "train.py"
+    status, output = det(action, config, "-r", folder / "1.pdparams")
+    assert status == 1
+    assert re.search(r"1\.pdopt: .*; go on with -r .*retinanet/0\.pdparams\n", output), output
+    assert "begun" not in output
+
+
+@pytest.mark.parametrize("action", ["eval", "infer", "export"])
+def test_given_weights_leave_the_pretrained_backbone_out(trained, action):
+    config, _ = trained
+    flags = ["--infer_dir", config.parent / "val"] if action == "infer" else []
+    weights = f"weights={weights_of(config, 'model_final')}"
+    status, output = det(action, config, *flags, "-o", weights, "CycleMLP.pretrained=missing.pdparams")
+    assert status == 0, output
 
 
 def test_weights_of_another_detector_are_refused(trained, config):

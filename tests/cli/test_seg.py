@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 import signal
@@ -206,7 +207,22 @@ def resume_from_best_model(config):
 
 def resume_from_interrupted_save(config):
     (config.parent / "iter_5").mkdir()
-    return [config, "--resume_model", config.parent / "iter_5"], r"iter_5 has no model\.pdparams.*take an earlier one"
+    return [
+        config,
+        "--resume_model",
+        config.parent / "iter_5",
+    ], r"iter_5/model\.pdparams.*such files; .* has no whole checkpoint"
+
+
+def resume_from_torn_save(config):
+    """The newest of two checkpoints was cut short: the one before is named."""
+    for number, end in ((5, None), (6, -1)):
+        folder = config.parent / f"iter_{number}"
+        folder.mkdir()
+        (folder / "model.pdparams").write_bytes(pickle.dumps({}))
+        (folder / "model.pdopt").write_bytes(pickle.dumps({"LR_Scheduler": {"last_epoch": 3}})[:end])
+    resume = ["--resume_model", config.parent / "iter_6"]
+    return [config, *resume], r"iter_6/model\.pdopt: .*; go on with --resume_model .*iter_5\n"
 
 
 def batch_larger_than_data(config):
@@ -221,6 +237,7 @@ MISTAKES = [
     broken_yaml,
     resume_from_best_model,
     resume_from_interrupted_save,
+    resume_from_torn_save,
     batch_larger_than_data,
 ]
 
@@ -231,6 +248,31 @@ def test_mistake_is_explained_with_exit_status_1(config, capsys, mistake):
     assert seg("train", *arguments, "--save_dir", config.parent / "out") == 1
     assert re.search(message, capsys.readouterr().err, re.DOTALL)
     assert not (config.parent / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "out/deeper"])
+def test_a_file_in_place_of_save_dir_is_kept(config, capsys, name):
+    file = config.parent / "out"
+    file.write_text("mine")
+    assert seg("train", config, "--save_dir", config.parent / name) == 1
+    assert re.search(r"save_dir .*out.* takes no checkpoints \(.*\); give a folder", capsys.readouterr().err)
+    assert file.read_text() == "mine"
+    script = config.parent / "tools" / "train.py"
+    script.parent.mkdir()
+    script.write_text("print('begun')")
+    run = cyclemlp("seg", script, "--save_dir", config.parent / name, cwd=config.parent)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["val", "export"])
+def test_given_weights_leave_the_pretrained_backbone_out(trained, tmp_path, action):
+    config, _ = trained
+    missing = ["--opts", "model.backbone.pretrained=missing.pdparams", "model.pretrained=missing.pdparams"]
+    weights = ["--model_path", config.parent / "out" / "iter_4" / "model.pdparams"]
+    saved = ["--save_dir", tmp_path / "exported"] if action == "export" else []
+    assert seg(action, config, *missing, *weights, *saved) == 0
 
 
 def test_weights_of_another_model_are_refused(config, capsys, tmp_path):

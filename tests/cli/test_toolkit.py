@@ -1,5 +1,6 @@
 """Interrupts, of a command of ours and of a checkout's script."""
 
+import re
 import shutil
 
 import paddle
@@ -50,6 +51,7 @@ SEG_SCRIPT = """
 import pathlib, pickle
 folder = pathlib.Path("mine", "iter_7")
 folder.mkdir(parents=True)
+(folder / "model.pdparams").write_bytes(pickle.dumps({}))
 (folder / "model.pdopt").write_bytes(pickle.dumps({})[: None if WHOLE else -1])
 raise KeyboardInterrupt
 """
@@ -59,6 +61,7 @@ from ppdet.core.workspace import global_config
 global_config.update(save_dir="mine", filename="retinanet")
 folder = pathlib.Path("mine", "retinanet")
 folder.mkdir(parents=True)
+(folder / "7.pdparams").write_bytes(pickle.dumps({}))
 (folder / "7.pdopt").write_bytes(pickle.dumps({})[: None if WHOLE else -1])
 raise KeyboardInterrupt
 """
@@ -75,10 +78,11 @@ raise KeyboardInterrupt
 def test_an_interrupt_of_a_checkouts_script_says_how_to_go_on(tmp_path, command, source, last):
     script = tmp_path / "tools" / "train.py"
     script.parent.mkdir()
-    for whole, message in ((True, f"interrupted; go on with {last}"), (False, "interrupted before the first")):
+    told = last.split()[1].removesuffix(".pdparams")
+    torn = rf"left out: {told}[a-z/]*\.pdopt: .*such files\ninterrupted; mine.* has no whole checkpoint"
+    for whole, message in ((True, f"^interrupted; go on with {last}\n$"), (False, torn)):
         script.write_text(source.replace("mkdir(parents=True)", f"mkdir(parents=True); WHOLE = {whole}"))
         status, output = cyclemlp(command, script, "--config", "x.yml", "--save_dir", "mine", cwd=tmp_path)
         assert status == 130, output
-        assert output.strip().startswith(message), output
-        assert "\n" not in output.strip()
+        assert re.search(message, output), output
         shutil.rmtree(tmp_path / "mine")

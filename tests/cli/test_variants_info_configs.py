@@ -1,6 +1,7 @@
 """The commands that describe the network and hand out the configurations."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,17 @@ def test_importing_the_package_needs_nothing_of_the_toolkits():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert not {"paddleseg", "ppdet", "sklearn", "matplotlib", "torch"} & set(re.findall(r"'([^']+)'", done.stdout))
+
+
+def test_a_killed_copy_of_the_configs_leaves_whole_files(tmp_path, monkeypatch):
+    def killed(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(["configs", str(tmp_path)])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_configs_are_copied_and_not_overwritten(tmp_path, capsys):

@@ -25,10 +25,10 @@ from ppdet.metrics.coco_utils import json_eval_results
 from ppdet.slim import build_slim_model
 from ppdet.utils.check import check_version
 
+from cyclemlp_backbones.adapters import guards
 from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.checks import did_you_mean, existing_file
 from cyclemlp_backbones.cyclenet import CycleNet
-from cyclemlp_backbones.interrupts import is_whole_pickle
 from cyclemlp_backbones.weights.download import is_url
 from cyclemlp_backbones.weights.loading import load_model_weights, load_weights
 
@@ -125,7 +125,8 @@ def _check_option(key: str, value: Any) -> None:
 
 def _prepare(args: argparse.Namespace, mode: str, *flags: str) -> Any:
     """The configuration, under those of `flags` that are given, on its device."""
-    config = read_config(args.config, args.opt)
+    replaced = [] if mode == "train" else ["CycleMLP.pretrained=null"]  # by `weights`
+    config = read_config(args.config, [*args.opt, *replaced])
     config.update({name: value for name in flags if (value := getattr(args, name)) not in (None, False)})
     if config.use_gpu and not paddle.is_compiled_with_cuda():
         _LOG.warning("use_gpu is true, but this Paddle has no CUDA: running on the CPU")
@@ -200,15 +201,17 @@ def _load_for_training(trainer: Trainer, config: Any) -> None:
     trainer.load_weights(path)
 
 
+def _whole_checkpoint(resume: str) -> Path:
+    weights = Path(_weights_file(resume, "resume"))
+    parts = [weights, weights.with_suffix(".pdopt")]
+    guards.check_checkpoint(f"--resume {resume}", parts, lambda: _go_on(weights.parent))
+    return weights
+
+
 def _resume(trainer: Trainer, resume: str) -> None:
-    path = _weights_file(resume, "resume").removesuffix(".pdparams")
-    if not os.path.isfile(f"{path}.pdopt"):
-        raise FileNotFoundError(
-            f"--resume {resume}: there is no {path}.pdopt beside it; an interrupted save leaves such a file: "
-            "take an earlier one, or start anew from it with -o pretrain_weights="
-        )
-    load_model_weights(trainer.model, f"{path}.pdparams")  # strict; resume_weights leaves out what does not fit
-    trainer.resume_weights(f"{path}.pdparams")
+    weights = _whole_checkpoint(resume)
+    load_model_weights(trainer.model, weights)  # strict; resume_weights leaves out what does not fit
+    trainer.resume_weights(str(weights))
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -237,6 +240,7 @@ def run_train(args: argparse.Namespace) -> None:
         _resume(trainer, args.resume)
     else:
         _load_for_training(trainer, config)
+    guards.check_save_dir(Path(config.save_dir, config.filename))
     trainer.train(args.eval)
 
 
@@ -336,8 +340,17 @@ def run_export(args: argparse.Namespace) -> None:
 
 def how_to_go_on(arguments: Sequence[str]) -> str:
     """Behind "interrupted": the last whole checkpoint of the configuration that was read, by us or by a script."""
-    folder = Path(global_config.get("save_dir", "output"), global_config.get("filename", ""))
-    saved = [state for state in folder.rglob("*.pdopt") if is_whole_pickle(state)]  # written last
-    if not saved:
-        return f" before the first checkpoint in {folder}"
-    return f"; go on with -r {max(saved, key=lambda state: state.stat().st_mtime).with_suffix('.pdparams')}"
+    return _go_on(Path(global_config.get("save_dir", "output"), global_config.get("filename", "")))
+
+
+def _go_on(folder: Path) -> str:
+    saved = sorted(folder.rglob("*.pdparams"), key=lambda weights: weights.stat().st_mtime, reverse=True)
+    return guards.how_to_go_on("-r", {file: [file, file.with_suffix(".pdopt")] for file in saved}, folder)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Before a script trains with these arguments: ValueError for a checkpoint that it cannot resume from."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-r", "--resume")
+    if resume := parser.parse_known_args(arguments)[0].resume:
+        _whole_checkpoint(resume)

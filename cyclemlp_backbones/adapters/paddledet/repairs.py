@@ -258,9 +258,8 @@ def _repair_annotations() -> None:
 
     @functools.wraps(parse)
     def check_and_parse(self: COCODataSet) -> None:
-        check_annotations(
-            os.path.join(self.dataset_dir, self.anno_path), os.path.join(self.dataset_dir, self.image_dir)
-        )
+        paths = (os.path.join(self.dataset_dir, name) for name in (self.anno_path, self.image_dir))
+        check_annotations(*paths, fields=self.data_fields)
         parse(self)
 
     COCODataSet.parse_dataset = check_and_parse

@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 from paddleseg.cvlibs import SegBuilder
 
 from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
-from cyclemlp_backbones.adapters.paddleseg.launch import read_config, seg_errors
+from cyclemlp_backbones.adapters.paddleseg.launch import leave_out_pretrained, read_config, seg_errors
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette
@@ -44,9 +44,7 @@ def seg_export(
     os.environ["PADDLESEG_EXPORT_STAGE"] = "True"  # PaddleSeg's layers then leave SyncBatchNorm out
     config = read_config(config_path, opts)
     with seg_errors(config_path):
-        config.dic["model"].pop("pretrained", None)  # the checkpoint has all
-        if isinstance(config.dic["model"].get("backbone"), dict):
-            config.dic["model"]["backbone"]["pretrained"] = None
+        leave_out_pretrained(config)
         model = SegBuilder(config).model
         transforms = config.val_dataset_cfg.get("transforms") or []
     load_model_weights(model, checkpoint)

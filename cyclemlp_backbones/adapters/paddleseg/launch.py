@@ -24,9 +24,9 @@ from paddleseg.deploy.export import WrappedModel
 from paddleseg.transforms import Compose
 from paddleseg.utils import get_image_list, utils
 
+from cyclemlp_backbones.adapters import guards
 from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.checks import did_you_mean, existing_file
-from cyclemlp_backbones.interrupts import is_whole_pickle
 from cyclemlp_backbones.weights.loading import load_model_weights
 
 _TRAINING = (
@@ -64,7 +64,17 @@ def _load_config(args: argparse.Namespace, **overrides: object) -> tuple[Config,
         utils.show_env_info()
         utils.show_cfg_info(config)
         _set_data_format(config, getattr(args, "data_format", "NCHW"))
+        if getattr(args, "model_path", None):
+            leave_out_pretrained(config)
         return config, SegBuilder(config)
+
+
+def leave_out_pretrained(config: Config) -> None:
+    """For a checkpoint that has all: nothing is downloaded, or missed, that it would replace."""
+    model = config.dic["model"]
+    model.pop("pretrained", None)
+    if isinstance(model.get("backbone"), dict):
+        model["backbone"]["pretrained"] = None
 
 
 def _set_data_format(config: Config, data_format: str) -> None:
@@ -97,11 +107,32 @@ def _check_resume_folder(path: str | None) -> None:
         raise ValueError(
             f"--resume_model {path} does not end in an iteration; it takes a folder such as output/iter_1000"
         )
-    for name in ("model.pdparams", "model.pdopt"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"--resume_model {path} has no {name}; an interrupted save leaves such a folder: take an earlier one"
-            )
+    guards.check_checkpoint(f"--resume_model {path}", _parts(folder), lambda: _go_on(folder.parent))
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [folder / "model.pdparams", folder / "model.pdopt"]
+
+
+def _go_on(save_dir: Path) -> str:
+    folders = [folder for folder in save_dir.glob("iter_*") if re.fullmatch(r"iter_\d+", folder.name)]
+    folders.sort(key=lambda folder: int(folder.name.removeprefix("iter_")), reverse=True)
+    return guards.how_to_go_on("--resume_model", {folder: _parts(folder) for folder in folders}, save_dir)
+
+
+def _saving(arguments: Sequence[str]) -> argparse.Namespace:
+    """`save_dir` and `resume_model` of a training's arguments, a script's too."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--save_dir", default="./output")
+    parser.add_argument("--resume_model")
+    return parser.parse_known_args(arguments)[0]
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Before a script trains with these arguments: OSError or ValueError for what it cannot save to or resume from."""
+    given = _saving(arguments)
+    _check_resume_folder(given.resume_model)
+    guards.check_save_dir(given.save_dir)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -131,6 +162,7 @@ def run_train(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.config}: {len(train_dataset)} training images do not fill one batch of {config.batch_size}{shared}"
         )
+    guards.check_save_dir(args.save_dir)
     train(
         model=model,
         train_dataset=train_dataset,
@@ -237,11 +269,4 @@ def _program_file(folder: Path, stem: str) -> str:
 
 def how_to_go_on(arguments: Sequence[str]) -> str:
     """Behind "interrupted": the last whole checkpoint of a training with these arguments, its own or a script's."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--save_dir", default="./output")
-    save_dir = Path(parser.parse_known_args(arguments)[0].save_dir)
-    folders = [folder for folder in save_dir.glob("iter_*") if re.fullmatch(r"iter_\d+", folder.name)]
-    for folder in sorted(folders, key=lambda folder: int(folder.name.removeprefix("iter_")), reverse=True):
-        if is_whole_pickle(folder / "model.pdopt"):  # written last
-            return f"; go on with --resume_model {folder}"
-    return f" before the first checkpoint in {save_dir}"
+    return _go_on(Path(_saving(arguments).save_dir))

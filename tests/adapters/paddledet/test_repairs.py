@@ -66,7 +66,7 @@ def status_in_this_release():
 
 
 def test_status_says_what_this_release_needs():
-    names = ("zlib_order", *DEFECTS, "annotations", "layer_decay")
+    names = ("zlib_order", "yaml_code", "pickle_code", "lost_errors", *DEFECTS, "annotations", "layer_decay")
     assert in_process(status_in_this_release) == ({name: expected_status(name) for name in names}, True)
 
 
@@ -152,7 +152,7 @@ def test_without_the_repair_adamwdl_knows_no_decay_of_ours(tmp_path):
 def test_unknown_repair_is_refused_by_name(folder):
     status, output = run(folder, "retinanet", "train", CYCLEMLP_PADDLEDET_REPAIRS_OFF="text_size,concat")
     assert status == 1
-    assert "names 'concat'; the repairs are zlib_order, concat_scalars, run_length_masks" in output
+    assert "names 'concat'; the repairs are zlib_order, yaml_code, pickle_code, lost_errors, concat_scalars" in output
 
 
 def original_and_repaired(name, use):

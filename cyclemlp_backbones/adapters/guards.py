@@ -1,0 +1,217 @@
+"""What holds wherever a toolkit runs, its wheel or a checkout: no file runs code, and a bad sample ends the run.
+
+Each guard is a row of every toolkit's repairs: a probe, and the function that mends Paddle or PyYAML in this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import yaml
+from paddle.io.dataloader import dataloader_iter
+from PIL import Image
+
+from cyclemlp_backbones.pictures import FORMATS, UNREADABLE
+from cyclemlp_backbones.weights.arrays import NAMES
+from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader
+
+_LOG = logging.getLogger(__name__)
+_PYTHON = "tag:yaml.org,2002:python/"
+_READABLE = (".png", ".jpg", ".jpeg", ".bmp")
+_ORIENTATION, _QUARTER_TURN = 0x0112, 5  # EXIF: from this value on, width and height are exchanged
+
+
+def yaml_runs_code() -> bool:
+    return yaml.Loader.yaml_multi_constructors[f"{_PYTHON}object/apply:"] is not _refuse_tag
+
+
+def refuse_yaml_code() -> None:
+    """The toolkits read configurations, and all that these are based on, by loaders that call what a file names."""
+    for name in ("Loader", "FullLoader", "UnsafeLoader", "CLoader", "CFullLoader", "CUnsafeLoader"):
+        if loader := getattr(yaml, name, None):
+            loader.yaml_multi_constructors = {
+                tag: _refuse_tag if (tag or "").startswith(_PYTHON) else construct
+                for tag, construct in loader.yaml_multi_constructors.items()
+            }
+
+
+def _refuse_tag(loader: yaml.Loader, suffix: str, node: yaml.Node) -> None:
+    tag = node.tag.removeprefix(_PYTHON)
+    message = f"refused: !!python/{tag} runs code, which no configuration needs; nothing was run"
+    raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
+
+def load_runs_code() -> bool:
+    return paddle.load is paddle.framework.io.load
+
+
+def check_before_load() -> None:
+    """Paddle.load unpickles: weights, optimizer states and averages that the toolkits load could run code."""
+    load = paddle.load
+
+    @functools.wraps(load)
+    def check_and_load(path: Any, **configs: Any) -> Any:
+        if isinstance(path, (str, os.PathLike)) and os.path.isfile(path) and not configs.get("safetensors"):
+            check_pickle(path)
+        return load(path, **configs)
+
+    paddle.load = check_and_load
+
+
+def check_pickle(path: str | os.PathLike) -> None:
+    """CheckpointError that names the file, unless it is a whole pickle of plain data; nothing in it is run."""
+    try:
+        with open(path, "rb") as file:
+            PickleReader(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), NAMES).read()
+    except ValueError as error:  # also of a file that is empty
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_checkpoint(flag: str, parts: Sequence[Path], go_on: Callable[[], str]) -> None:
+    """ValueError that says why `parts`, given by `flag`, are no whole checkpoint, and how to go on."""
+    try:
+        for part in parts:
+            check_pickle(part)
+    except (OSError, CheckpointError) as error:
+        raise ValueError(f"{flag}: {error}; an interrupted save leaves such files{go_on()}") from error
+
+
+def how_to_go_on(flag: str, checkpoints: Mapping[Path, Sequence[Path]], save_dir: Path) -> str:
+    """Behind a message: the first of `checkpoints`, newest first, whose parts are whole; a warning of those before."""
+    for checkpoint, parts in checkpoints.items():
+        try:
+            check_checkpoint("left out", parts, lambda: "")
+            return f"; go on with {flag} {checkpoint}"
+        except ValueError as error:
+            _LOG.warning("%s", error)
+    return f"; {save_dir} has no whole checkpoint"
+
+
+def check_save_dir(save_dir: str | Path) -> None:
+    """OSError if nothing can be saved there, before a toolkit trains until it tries, or replaces a file by a folder."""
+    try:
+        Path(save_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=save_dir).close()
+    except OSError as error:
+        raise OSError(f"save_dir {save_dir} takes no checkpoints ({error}); give a folder to write into") from error
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used; the message names its files and says why."""
+
+
+class _Samples:
+    """A data set whose errors are SampleErrors."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        files = _files(self.dataset, index)
+        try:
+            sample = self.dataset[index]
+            if hasattr(self.dataset, "num_classes") and isinstance(sample, dict) and len(files) == 2:
+                _check_mask(self.dataset, sample, *files)
+            return sample
+        except Exception as error:
+            reasons = [*filter(None, map(_unreadable, files)), f"{type(error).__name__}: {error}"]
+            raise SampleError(f"{' with '.join(files) or f'sample {index}'}: {reasons[0]}") from error
+
+
+def _files(dataset: Any, index: int) -> list[str]:
+    """Image and mask of a PaddleSeg data set, the image of a PaddleDetection one, or nothing."""
+    records = getattr(dataset, "file_list", None) or getattr(dataset, "roidbs", None)
+    record = records[index % len(records)] if records and isinstance(index, int) else ()
+    values = record if isinstance(record, (list, tuple)) else [dict(record).get("im_file")]
+    return [path for path in values if isinstance(path, str)]
+
+
+def _unreadable(path: str) -> str:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+    except UNREADABLE as error:
+        return str(error)
+    return ""
+
+
+def _check_mask(dataset: Any, sample: dict[str, Any], image: str, mask: str) -> None:
+    """ValueError for a mask that does not belong to its image or has no classes of the data set; Paddle would read one
+    of unsigned 16-bit integers, which it takes for bfloat16, as zeros: it becomes int32."""
+    if all(path.lower().endswith(_READABLE) for path in (image, mask)):
+        with Image.open(mask, formats=FORMATS) as opened, Image.open(image, formats=FORMATS) as picture:
+            bands, (mask_width, mask_height) = opened.getbands(), opened.size
+            turned = picture.getexif().get(_ORIENTATION, 1) >= _QUARTER_TURN
+            width, height = picture.size[::-1] if turned else picture.size
+        if len(bands) > 1:
+            raise ValueError(f"the mask has the bands {', '.join(bands)}; it takes one, whose values are the classes")
+        # One mask for each class, one beside or below the other, are PaddleSeg's multi-label masks.
+        if mask_width % width or mask_height % height or (width < mask_width and height < mask_height):
+            raise ValueError(f"the image is {width} x {height}, its mask {mask_width} x {mask_height}; make them equal")
+    label = sample.get("label")
+    if not isinstance(label, np.ndarray):
+        return
+    if label.dtype == np.uint16:
+        sample["label"] = label = label.astype(np.int32)
+    ignored = getattr(dataset, "ignore_index", 255)
+    wrong = label[(label != ignored) & ((label < 0) | (label >= dataset.num_classes))]
+    if wrong.size:
+        raise ValueError(
+            f"the mask has the label {wrong[0]}; num_classes: {dataset.num_classes} takes 0 to "
+            f"{dataset.num_classes - 1}, and {ignored}, the ignore_index"
+        )
+
+
+def loader_waits_for_ever() -> bool:
+    return not hasattr(dataloader_iter._DataLoaderIterSingleProcess, "end_on_error")
+
+
+def end_on_error() -> None:
+    """The thread that reads samples ends by an exception without a word to who waits for the batch, which never comes.
+
+    Its error comes out where the next batch is asked for: what was being saved then is saved.
+    """
+    init = dataloader_iter._DataLoaderIterBase.__init__
+
+    def init_with_names(self: Any, loader: Any) -> None:
+        init(self, loader)
+        if self._dataset_kind == dataloader_iter._DatasetKind.MAP:
+            self._dataset = _Samples(self._dataset)
+
+    dataloader_iter._DataLoaderIterBase.__init__ = init_with_names
+    for iterator in (dataloader_iter._DataLoaderIterSingleProcess, dataloader_iter._DataLoaderIterMultiProcess):
+        iterator.end_on_error = None
+        _hand_error_over(iterator, iterator._thread_loop, iterator.__next__)
+
+
+def _hand_error_over(iterator: Any, thread_loop: Any, following: Any) -> None:
+    def loop(self: Any, place: Any) -> None:
+        try:
+            thread_loop(self, place)
+        except Exception as error:
+            self.end_on_error = error
+            self._exit_thread_unexpectedly()
+
+    def next_batch(self: Any) -> Any:
+        try:
+            return following(self)
+        except Exception as error:
+            if self.end_on_error is None:
+                raise
+            # A worker's exception arrives as its printed traceback.
+            message = str(self.end_on_error).rpartition(f"{SampleError.__name__}: ")[2].strip()
+            raise SampleError(message) from error
+
+    iterator._thread_loop, iterator.__next__ = loop, next_batch

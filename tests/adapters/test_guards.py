@@ -1,0 +1,156 @@
+"""Nothing in a configuration or a checkpoint is run, by a toolkit's wheel or a checkout's script."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+
+from cyclemlp_backbones.adapters import guards
+from cyclemlp_backbones.adapters.guards import SampleError
+from cyclemlp_backbones.weights.pickles import CheckpointError
+from tests.adapters import tiny_det, tiny_seg
+
+SCRIPT = {
+    "det": "import sys\nfrom ppdet.core.workspace import load_config\nload_config(sys.argv[2])\n",
+    "seg": "import sys, paddle\npaddle.load(sys.argv[2])\n",
+}
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("open('ran', 'w')",)
+
+
+def script(folder, command):
+    """A checkout's tools/train.py."""
+    path = folder / "tools" / "train.py"
+    path.parent.mkdir()
+    path.write_text(SCRIPT[command])
+    return path
+
+
+def hostile_config(folder):
+    """A configuration that is based on one that runs a command."""
+    code = "!!python/object/apply:os.system ['touch ran']"
+    (folder / "base.yml").write_text(f"epoch: {code}\n")
+    config = folder / "config.yml"
+    config.write_text("_BASE_: ['base.yml']\narchitecture: RetinaNet\n")
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["action", "export", "slim", "script"])
+def test_no_configuration_of_a_detector_runs_code(tmp_path, how):
+    config = hostile_config(tmp_path)
+    good = tiny_det.write_config(tmp_path, "retinanet") if how == "slim" else None
+    arguments = {
+        "action": ["det", "train", "-c", config],
+        "export": ["export", "--task", "det", "--config", config, "w.pdparams", tmp_path / "out"],
+        "slim": ["det", "train", "-c", good, "--slim_config", tmp_path / "base.yml"],
+        "script": ["det", script(tmp_path, "det"), "-c", config],
+    }
+    (tmp_path / "w.pdparams").touch()
+    status, output = tiny_det.cyclemlp(*arguments[how], cwd=tmp_path)
+    assert status == 1, output
+    assert "refused: !!python/object/apply:os.system runs code, which no configuration needs; nothing was run" in output
+    assert "base.yml" in output
+    assert not (tmp_path / "ran").exists()
+
+
+def test_loaders_of_yaml_keep_data_and_local_tags_and_refuse_code():
+    guards.refuse_yaml_code()
+    assert not guards.yaml_runs_code()
+    yaml.add_constructor("!Local", lambda loader, node: "local")
+    for loader in (yaml.Loader, yaml.FullLoader, yaml.UnsafeLoader):
+        assert yaml.load("[!!python/tuple [1, 2], !Local {}]", Loader=loader) == [(1, 2), "local"]
+        for tag in ("name:os.system", "module:os", "object:os.system", "object/new:os.system"):
+            with pytest.raises(yaml.YAMLError):
+                yaml.load(f"!!python/{tag} ['true']", Loader=loader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", ["pdparams", "pdopt"])
+def test_resuming_a_segmentation_runs_no_code(tmp_path, hostile):
+    tiny_seg.write_data(tmp_path)
+    config = tiny_seg.write_config(tmp_path, tiny_seg.SEMANTIC_FPN)
+    folder = tmp_path / "iter_2"
+    folder.mkdir()
+    for name in ("pdparams", "pdopt"):
+        (folder / f"model.{name}").write_bytes(pickle.dumps({"x": Hostile()} if name == hostile else {}))
+    run = tiny_seg.cyclemlp("seg", "train", "--config", config, "--resume_model", folder, cwd=tmp_path)
+    assert run.returncode == 1
+    assert f"model.{hostile}: refused: its pickle names builtins.exec" in run.stderr
+    run = tiny_seg.cyclemlp("seg", script(tmp_path, "seg"), "x", folder / f"model.{hostile}", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "refused: its pickle names builtins.exec" in run.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", ["pdparams", "pdopt", "pdema"])
+def test_resuming_a_detection_runs_no_code(tmp_path, hostile):
+    tiny_det.write_data(tmp_path)
+    config = tiny_det.write_config(tmp_path, "retinanet", epoch=1, use_ema=True)
+    status, output = tiny_det.cyclemlp("det", "train", "-c", config, cwd=tmp_path)
+    assert status == 0, output
+    checkpoint = tmp_path / "out" / "retinanet" / f"model_final.{hostile}"
+    assert checkpoint.is_file()
+    checkpoint.write_bytes(pickle.dumps({"x": Hostile()}))
+    resume = ["-r", checkpoint.with_suffix(".pdparams")]
+    status, output = tiny_det.cyclemlp("det", "train", "-c", config, *resume, cwd=tmp_path)
+    assert status == 1
+    assert f"model_final.{hostile}: refused: its pickle names builtins.exec" in output
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", pickle.dumps({"a": 1})[:-1], b"cos\nsystem\n(S'touch ran'\ntR.", b"text"])
+def test_what_is_no_whole_pickle_is_refused(tmp_path, content):
+    path = tmp_path / "model.pdopt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pdopt: "):
+        guards.check_pickle(path)
+
+
+def test_states_of_optimizers_are_whole(tmp_path):
+    layer = paddle.nn.Linear(2, 2)
+    rate = paddle.optimizer.lr.LinearWarmup(paddle.optimizer.lr.PiecewiseDecay([3], [0.1, 0.01]), 2, 0.0, 0.1)
+    optimizer = paddle.optimizer.AdamW(rate, parameters=layer.parameters(), multi_precision=True)
+    layer(paddle.ones([1, 2])).sum().backward()
+    optimizer.step()
+    state = {**optimizer.state_dict(), "master_weights": {"w": paddle.ones([2])}, "last_epoch": np.float64(3)}
+    paddle.save(state, str(tmp_path / "model.pdopt"))
+    guards.check_pickle(tmp_path / "model.pdopt")
+
+
+class Records:
+    """A data set of PaddleSeg, as far as its samples go."""
+
+    num_classes, ignore_index = 300, 255
+
+    def __init__(self, *files):
+        self.file_list = [list(map(str, files))]
+
+    def __getitem__(self, index):
+        from PIL import Image
+
+        return {"label": np.asarray(Image.open(self.file_list[index][1]))}
+
+
+def test_masks_of_16_bits_keep_their_labels(tmp_path):
+    from PIL import Image
+
+    image, mask = tmp_path / "a.png", tmp_path / "m.png"
+    Image.new("RGB", (2, 1)).save(image)
+    for labels, problem in (([3, 299], None), ([3, 300], "label 300"), ([255, 65535], "label 65535")):
+        Image.fromarray(np.array([labels], np.uint16)).save(mask)
+        samples = guards._Samples(Records(image, mask))
+        if problem:
+            with pytest.raises(SampleError, match=problem):
+                samples[0]
+        else:
+            label = paddle.to_tensor(samples[0]["label"])
+            assert label.astype("int64").tolist() == [labels]
