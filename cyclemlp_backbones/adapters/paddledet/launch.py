@@ -336,8 +336,10 @@ def run_export(args: argparse.Namespace) -> None:
 
 def how_to_go_on(arguments: Sequence[str]) -> str:
     """Behind "interrupted": the last whole checkpoint of the configuration that was read, by us or by a script."""
-    folder = Path(global_config.get("save_dir", "output"), global_config.get("filename", ""))
-    saved = [state for state in folder.rglob("*.pdopt") if is_whole_pickle(state)]  # written last
+    folder = Path(global_config.get("save_dir", "output"))
+    named = folder / global_config.get("filename", "")  # here release 2.6 writes, later ones into save_dir itself
+    states = [*folder.glob("*.pdopt"), *named.rglob("*.pdopt")]
+    saved = [state for state in states if is_whole_pickle(state)]  # written last
     if not saved:
         return f" before the first checkpoint in {folder}"
     return f"; go on with -r {max(saved, key=lambda state: state.stat().st_mtime).with_suffix('.pdparams')}"
