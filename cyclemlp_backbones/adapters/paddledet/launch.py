@@ -340,11 +340,13 @@ def run_export(args: argparse.Namespace) -> None:
 
 def how_to_go_on(arguments: Sequence[str]) -> str:
     """Behind "interrupted": the last whole checkpoint of the configuration that was read, by us or by a script."""
-    return _go_on(Path(global_config.get("save_dir", "output"), global_config.get("filename", "")))
+    folder = Path(global_config.get("save_dir", "output"))
+    return _go_on(folder / global_config.get("filename", ""), folder)  # the latter from release 2.7 on
 
 
-def _go_on(folder: Path) -> str:
-    saved = sorted(folder.rglob("*.pdparams"), key=lambda weights: weights.stat().st_mtime, reverse=True)
+def _go_on(folder: Path, *others: Path) -> str:
+    found = {*folder.rglob("*.pdparams"), *(file for other in others for file in other.glob("*.pdparams"))}
+    saved = sorted(found, key=lambda weights: weights.stat().st_mtime, reverse=True)
     return guards.how_to_go_on("-r", {file: [file, file.with_suffix(".pdopt")] for file in saved}, folder)
 
 

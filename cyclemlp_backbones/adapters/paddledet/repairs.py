@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import inspect
 import io
 import json
@@ -30,10 +31,10 @@ import ppdet.modeling.post_process
 import ppdet.modeling.proposal_generator.rpn_head  # noqa: F401  these modules are looked up by name
 import pycocotools.mask as mask_util
 from paddle import Tensor, nn
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageFont
 from ppdet.data.source.coco import COCODataSet
 from ppdet.engine.trainer import Trainer
-from ppdet.modeling import ops
+from ppdet.modeling import layers, ops
 from ppdet.modeling.heads.mask_head import MaskHead
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
 from ppdet.modeling.proposal_generator import target
@@ -81,10 +82,12 @@ def _concat(x: Sequence[Tensor] | Tensor, axis: int = 0, name: str | None = None
     return paddle.concat(x, axis=axis, name=name)
 
 
-class _PaddleThatConcatenatesScalars(types.ModuleType):
-    """What the name `paddle` means in a module of PaddleDetection."""
+class _Paddle(types.ModuleType):
+    """What the name `paddle` means in a module of PaddleDetection: Paddle with some functions replaced."""
 
-    concat = staticmethod(_concat)
+    def __init__(self, **replaced: Any):
+        super().__init__("paddle")
+        vars(self).update(replaced)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(paddle, name)
@@ -95,9 +98,8 @@ class _PaddleThatConcatenatesScalars(types.ModuleType):
 )
 def _repair_concat() -> None:
     """R-CNNs concatenate tensors that have no axis, a ValueError since Paddle 2.6."""
-    stand_in = _PaddleThatConcatenatesScalars("paddle")
     for module in _modules_that_concatenate_scalars():
-        module.paddle = stand_in  # type: ignore[attr-defined]
+        module.paddle = _Paddle(concat=_concat)  # type: ignore[attr-defined]
 
 
 def _polygons_only() -> bool:
@@ -144,6 +146,27 @@ def _repair_text_size() -> None:
     ImageDraw.ImageDraw.textsize = _text_size
 
 
+@REPAIRS.row("font", until=_NOT_MENDED, needed=lambda: "get_path(font_url" in inspect.getsource(visualizer.draw_bbox))
+def _repair_font() -> None:
+    """Drawing labels downloads simfang.ttf, also where there is no network; an installed font does it.
+
+    That font if an earlier run has fetched it, else matplotlib's DejaVu Sans, else Pillow's.
+    """
+    get_path = visualizer.get_path
+
+    @functools.wraps(get_path)
+    def installed(url: str, root: str, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+        if Path(root, Path(url).name).expanduser().is_file():
+            return get_path(url, root, *args, **kwargs)
+        if importlib.util.find_spec("matplotlib"):
+            from matplotlib import font_manager
+
+            return font_manager.findfont("DejaVu Sans"), True
+        return io.BytesIO(ImageFont.load_default(18).font_bytes), True
+
+    visualizer.get_path = installed
+
+
 def _static_layers_have_no_program() -> bool:
     if "full_graph=True" in inspect.getsource(Trainer):
         return False
@@ -174,9 +197,32 @@ def _repair_static_programs() -> None:
     Trainer.export = with_whole_graphs
 
 
+@REPAIRS.row(
+    "export_program",
+    until="not mended upstream (release 2.9)",
+    needed=lambda: _exports_as_json() and "export_with_pir" in inspect.getsource(Trainer),
+)
+def _repair_export_program() -> None:
+    """Export of 2.8.1 and 2.9 writes the program of Paddle 2, whose translation Paddle 3.2 and later have given up.
+
+    Unless the configuration says `export_with_pir: true`, which the repair sets where it says nothing.
+    """
+    export = Trainer.export
+
+    @functools.wraps(export)
+    def as_json(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        self.cfg.setdefault("export_with_pir", True)
+        return export(self, *args, **kwargs)
+
+    Trainer.export = as_json
+
+
+def _exports_as_json() -> bool:
+    return hasattr(paddle.framework, "use_pir_api") and paddle.framework.use_pir_api()
+
+
 def _nms_knows_no_pir() -> bool:
-    pir = hasattr(paddle.framework, "use_pir_api") and paddle.framework.use_pir_api()
-    return pir and "in_dynamic_or_pir_mode" not in inspect.getsource(ops.multiclass_nms)
+    return _exports_as_json() and "in_dynamic_or_pir_mode" not in inspect.getsource(ops.multiclass_nms)
 
 
 _NMS_ARGUMENTS = (  # in the operator's order
@@ -214,23 +260,39 @@ def _repair_nms() -> None:
 )
 def _repair_proposals() -> None:
     """RPNHead._gen_proposal does not translate to a static graph, a ValueError on export."""
-    static.ORIGINALS["gen_proposal"] = RPNHead._gen_proposal
+    RPNHead.original_gen_proposal = RPNHead._gen_proposal
     RPNHead._gen_proposal = static.gen_proposal
 
 
 @REPAIRS.row(
     "static_predictions",
-    until="PaddleDetection 2.7.1, which slices bbox_num",
-    needed=lambda: "bbox_num_i = bbox_num[i]\n" in inspect.getsource(BBoxPostProcess.get_pred),
+    until=_NOT_MENDED,
+    needed=lambda: "for i in range(bbox_num.shape[0])" in inspect.getsource(BBoxPostProcess.get_pred),
 )
 def _repair_predictions() -> None:
     """Predictions of boxes and masks do not translate to a static graph, and mix up the images of a batch."""
-    static.ORIGINALS.update(
-        get_pred=BBoxPostProcess.get_pred, paste=MaskPostProcess.__call__, forward_test=MaskHead.forward_test
-    )
+    BBoxPostProcess.original_get_pred = BBoxPostProcess.get_pred
+    MaskPostProcess.original_paste_masks = MaskPostProcess.__call__
+    MaskHead.original_forward_test = MaskHead.forward_test
     BBoxPostProcess.get_pred = static.get_pred
     MaskPostProcess.__call__ = static.paste_masks
     MaskHead.forward_test = static.predict_masks
+
+
+@paddle.jit.not_to_static
+def _slice(input: Any, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> Any:
+    """`paddle.slice` that takes a shape, a list of numbers or scalars, and gives the number that range() wants."""
+    return input[starts[0]] if isinstance(input, (list, tuple)) else paddle.slice(input, axes, starts, ends)
+
+
+@REPAIRS.row(
+    "static_batch_size",
+    until="PaddleDetection's develop of October 2024, which slices paddle.shape(im_shape)",
+    needed=lambda: "paddle.slice(im_shape.shape" in inspect.getsource(layers.RCNNBox.__call__),
+)
+def _repair_batch_size() -> None:
+    """RCNNBox slices im_shape.shape, a list, in a static graph, an AttributeError on export of 2.7.1's R-CNNs."""
+    layers.paddle = _Paddle(slice=_slice)
 
 
 def _dataset_takes_any_annotations() -> bool:

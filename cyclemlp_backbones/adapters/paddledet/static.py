@@ -1,23 +1,18 @@
 """Parts of PaddleDetection's R-CNNs, written so that they also run as a static graph with an open batch size.
 
-They replace methods of PaddleDetection's classes (see `repairs`). Paddle's translation to a static graph
+They replace methods of PaddleDetection's classes (see `repairs`), which stay there as `original_NAME` for exports for
+ONNX and for edge boards: Paddle's translation to a static graph takes methods, and no function out of a variable. It
 reads the source in this file. Predictions are handled without a loop over images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import paddle
 from paddle import Tensor
 from ppdet.modeling.post_process import paste_mask
-
-ORIGINALS: dict[str, Callable] = {}
-"""PaddleDetection's own methods by name, for what is not replaced: exports for ONNX and for edge boards.
-
-They stand in a module's variable, since the translation of Paddle 2.6 does not see a function's enclosing ones.
-"""
 
 
 def predict_masks(
@@ -26,7 +21,7 @@ def predict_masks(
     """In the place of `MaskHead.forward_test`: a mask also for the box that stands in for none."""
     if not self.export_onnx:
         rois, rois_num, _ = fill_empty(rois, rois_num)
-    return ORIGINALS["forward_test"](self, body_feats, rois, rois_num, scale_factor, feat_func)
+    return self.original_forward_test(body_feats, rois, rois_num, scale_factor, feat_func)
 
 
 def gen_proposal(
@@ -37,7 +32,7 @@ def gen_proposal(
     Returns boxes [R_i, 4] of each image and their numbers, int32 [N].
     """
     if self.export_onnx:
-        return ORIGINALS["gen_proposal"](self, scores, bbox_deltas, anchors, inputs)
+        return self.original_gen_proposal(scores, bbox_deltas, anchors, inputs)
     generate = self.train_proposal if self.training else self.test_proposal
     im_shape = inputs["im_shape"]
     rois = []
@@ -90,7 +85,7 @@ def get_pred(
     label of a box that clipping leaves empty is -1.
     """
     if self.export_eb or self.export_onnx:
-        return ORIGINALS["get_pred"](self, bboxes, bbox_num, im_shape, scale_factor)
+        return self.original_get_pred(bboxes, bbox_num, im_shape, scale_factor)
     bboxes, bbox_num, image_of_box = fill_empty(bboxes, bbox_num)
     original = paddle.floor(im_shape / scale_factor + 0.5)
     limits = paddle.gather(original, image_of_box)
@@ -115,7 +110,7 @@ def paste_masks(self: Any, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, o
     largest, and what lies outside a smaller image is -1.
     """
     if self.export_onnx or self.assign_on_cpu:
-        return ORIGINALS["paste"](self, mask_out, bboxes, bbox_num, origin_shape)
+        return self.original_paste_masks(mask_out, bboxes, bbox_num, origin_shape)
     origin_shape = paddle.cast(origin_shape, "int32")
     height, width = paddle.max(origin_shape[:, 0]), paddle.max(origin_shape[:, 1])
     pasted = paste_mask(mask_out.unsqueeze(1), bboxes[:, 2:6], height, width, False)

@@ -15,6 +15,7 @@ from typing import Any
 
 import paddle
 import paddle.nn.functional as F
+import paddleseg.core
 from paddle import Tensor
 from paddleseg.deploy.infer import DeployConfig
 from paddleseg.models.losses.cross_entropy_loss import CrossEntropyLoss
@@ -63,9 +64,7 @@ def _repair_cross_entropy() -> None:
 
 
 def _train_module() -> Any:
-    import paddleseg.core  # noqa: F401  its attribute `train` is the function, which hides the module
-
-    return sys.modules["paddleseg.core.train"]
+    return sys.modules["paddleseg.core.train"]  # the attribute of that name is the function
 
 
 def _training_log_indexes_scalars() -> bool:
@@ -86,6 +85,30 @@ def _repair_training_log() -> None:
         return [loss.reshape([1]) for loss in compute(*args, **kwargs)]
 
     module.loss_computation = one_element_losses
+
+
+def _checkpoints_want_an_evaluation() -> bool:
+    """Whether the state beside a checkpoint names mean_iou, a local variable, before asking for a val_dataset."""
+    save = inspect.getsource(_train_module()).partition("current_save_dir =")[2]
+    return "'mIoU': mean_iou" in save.partition("if val_dataset is not None")[0]
+
+
+@REPAIRS.row(
+    "checkpoint_without_evaluation",
+    until="PaddleSeg's develop of October 2024, which writes that state only where it evaluates",
+    needed=_checkpoints_want_an_evaluation,
+)
+def _repair_checkpoints() -> None:
+    """Train() without a val_dataset ends at its first checkpoint, an UnboundLocalError.
+
+    Local variables can be given a value in the source only; it goes into an existing line, for tracebacks.
+    """
+    module = _train_module()
+    source = inspect.getsource(module).replace(
+        "    best_mean_iou = -1.0\n", "    best_mean_iou = -1.0; mean_iou = acc = ema_mean_iou = ema_acc = None\n"
+    )
+    exec(compile(source, module.__file__, "exec"), vars(module))
+    paddleseg.core.train = module.train
 
 
 def _areas_concatenate_scalars() -> bool:

@@ -1,0 +1,173 @@
+"""Each checkout of a toolkit in CYCLEMLP_TOOLKITS, by its own tools, on tiny data: one process a step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.adapters import tiny_det, tiny_seg
+from tests.adapters.tiny_det import merge
+from tests.adapters.tiny_seg import REPOSITORY, cyclemlp, python
+
+ROOTS = sorted(root for root in Path(os.environ["CYCLEMLP_TOOLKITS"]).resolve().iterdir() if (root / "tools").is_dir())
+MODELS = {"paddleseg": ("semantic_fpn", "upernet"), "ppdet": ("retinanet", "mask_rcnn")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model trained with a checkout: where both are, and what its tools take."""
+
+    root: Path
+    model: str
+    folder: Path
+
+    @property
+    def is_seg(self) -> bool:
+        return (self.root / "paddleseg").is_dir()
+
+    @property
+    def config(self) -> Path:
+        return self.folder / ("config.yml" if self.is_seg else f"{self.model}.yml")
+
+    @property
+    def weights(self) -> Path:
+        return self.saved("out", "iter_2/model.pdparams" if self.is_seg else "model_final.pdparams")
+
+    def saved(self, save_dir: str, name: str) -> Path:
+        """A file that training wrote: PaddleDetection 2.6 writes into a folder of the configuration's name."""
+        folder = self.folder / save_dir
+        return folder / name if (folder / name).is_file() else folder / self.model / name
+
+    def command(self, tool: str, *flags: object) -> Sequence[object]:
+        where = ("seg", "--config") if self.is_seg else ("det", "-c")
+        return (where[0], self.root / "tools" / f"{tool}.py", where[1], self.config, *flags)
+
+    def run(self, tool: str, *flags: object, fails: bool = False, **environment: str) -> str:
+        done = cyclemlp(*self.command(tool, *flags), cwd=self.folder, **environment)
+        output = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, output[-6000:]
+        return output
+
+    def train(self, **arguments: Any) -> str:
+        """Two iterations, without evaluation, as a first run is."""
+        seg = ("--device", "cpu", "--iters", 2, "--save_interval", 2, "--log_iters", 1, "--save_dir", "out")
+        return self.run("train", *(seg if self.is_seg else ("-o", "epoch=1")), **arguments)
+
+    def export(self, **arguments: Any) -> str:
+        seg = ("--model_path", self.weights, "--save_dir", f"exported/{self.model}", "--output_op", "none")
+        det = ("-o", f"weights={self.weights}", "--output_dir", "exported")
+        return self.run(*(("export", *seg) if self.is_seg else ("export_model", *det)), **arguments)
+
+    def write(self) -> None:
+        if self.is_seg:
+            tiny_seg.write_data(self.folder)
+            base = yaml.safe_load((REPOSITORY / f"seg_configs/_base_/{self.model}.yml").read_text())
+            narrow = {"channels": 32} if self.model == "upernet" else {}
+            model = merge(base["model"], {**narrow, "backbone": {**tiny_seg.BACKBONE, "pretrained": None}})
+            tiny_seg.write_config(self.folder, model, loss=base["loss"], optimizer=base["optimizer"])
+        else:
+            tiny_det.write_data(self.folder)
+            tiny_det.write_config(self.folder, self.model, RetinaHead={"prior_prob": 0.1})
+
+
+CASES = [
+    pytest.param((root, model), id=f"{root.name}-{model}", marks=[pytest.mark.short] * (index == 0))
+    for root in ROOTS
+    for index, model in enumerate(MODELS["paddleseg" if (root / "paddleseg").is_dir() else "ppdet"])
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    root, model = request.param
+    case = Case(root, model, tmp_path_factory.mktemp(model))
+    case.write()
+    return case
+
+
+def test_train(case):
+    assert "loss:" in case.train()
+    assert case.weights.is_file()
+
+
+def test_evaluate(case):
+    if case.is_seg:
+        assert "[EVAL] #Images: 4 mIoU:" in case.run("val", "--device", "cpu", "--model_path", case.weights)
+    else:
+        assert "Average Precision" in case.run("eval", "-o", f"weights={case.weights}")
+
+
+def test_predict(case):
+    if case.is_seg:
+        case.run("predict", "--device", "cpu", "--model_path", case.weights, "--image_path", case.folder / "0.png")
+        assert (case.folder / "output/result/pseudo_color_prediction/0.png").is_file()
+    else:
+        flags = ("--infer_dir", case.folder / "val", "--draw_threshold", 0.01, "--output_dir", "drawn")
+        case.run("infer", *flags, "-o", f"weights={case.weights}")
+        assert len(list((case.folder / "drawn").glob("*.png"))) == 2
+
+
+def test_export(case):
+    case.export()
+
+
+def test_exported_equals_dygraph(case):
+    script = REPOSITORY / "tests/toolkits/agreement.py"
+    done = python(script, case.root, case.config, case.weights, case.folder / "exported" / case.model, cwd=case.folder)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def test_resume(case):
+    if case.is_seg:
+        flags = ("--device", "cpu", "--iters", 4, "--save_interval", 2, "--log_iters", 1, "--save_dir", "out")
+        output = case.run("train", *flags, "--do_eval", "--resume_model", "out/iter_2")
+        assert "iter: 3/4" in output
+        assert "iter: 1/4" not in output
+        assert case.saved("out", "best_model/model.pdparams").is_file()
+    else:
+        output = case.run("train", "--eval", "-r", case.weights)
+        assert "Epoch: [1]" in output
+        assert "Epoch: [0]" not in output
+        assert case.saved("out", "best_model.pdparams").is_file()
+
+
+def test_two_processes(case):
+    processes = ("--nproc_per_node", 2, "--backend", "gloo", "--log_dir", "log")
+    launcher = REPOSITORY / "cyclemlp_backbones" / "__main__.py"
+    seg = ("--device", "cpu", "--iters", 2, "--batch_size", 1, "--log_iters", 1, "--save_dir", "two")
+    flags = seg if case.is_seg else ("-o", "epoch=1", "TrainReader.batch_size=1", "save_dir=two")
+    command = ("-m", "paddle.distributed.launch", *processes, launcher, *case.command("train", *flags))
+    done = python(*command, cwd=case.folder, OMP_NUM_THREADS="1")
+    logs = [(case.folder / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
+    assert done.returncode == 0, done.stderr[-2000:] + logs[0][-4000:] + logs[1][-4000:]
+    assert "loss:" in logs[0]
+    assert case.saved("two", "iter_2/model.pdparams" if case.is_seg else "model_final.pdparams").is_file()
+
+
+# What these checkouts meet without a repair: the model, the step, and the error.
+DEFECTS = {
+    ("PaddleSeg-v2.9.1", "checkpoint_without_evaluation"): ("semantic_fpn", "train", "UnboundLocalError"),
+    ("PaddleDetection-2.7.1", "static_batch_size"): ("mask_rcnn", "export", "'list' object has no attribute 'shape'"),
+    ("PaddleDetection-2.7.1", "static_predictions"): ("mask_rcnn", "export", "true_block&false_block must be equal"),
+    ("PaddleDetection-develop", "static_predictions"): ("mask_rcnn", "export", "true_block&false_block must be equal"),
+}
+
+
+@pytest.mark.parametrize(("root", "repair"), [key for key in DEFECTS if key[0] in {root.name for root in ROOTS}])
+def test_without_the_repair_the_step_meets_the_defect(tmp_path, root, repair):
+    model, step, error = DEFECTS[root, repair]
+    (path,) = (path for path in ROOTS if path.name == root)
+    case = Case(path, model, tmp_path)
+    case.write()
+    switch = f"CYCLEMLP_PADDLE{'SEG' if case.is_seg else 'DET'}_REPAIRS_OFF"
+    if step == "train":
+        assert error in case.train(fails=True, **{switch: repair})
+    else:
+        case.train()
+        assert error in case.export(fails=True, **{switch: repair})
