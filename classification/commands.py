@@ -16,13 +16,16 @@ from .config import Config
 from .config_files import load_config, parse_setting
 from .flags import EVAL, TRAIN, Flags, add_flags, flag_settings
 
+TERMINATED = 75
+"""The status of a training that SIGTERM ended after a run state was written: sysexits' EX_TEMPFAIL, try again."""
+
 if TYPE_CHECKING:
     from .distributed import World
 
 
 def main(argv: Sequence[str], *, prog: str = "classification") -> int:
     """Runs one command; 0, or 1 after a message for what the user can set right, 2 for a wrong command line, 130 for an
-    interrupt. `prog` is how messages call the program."""
+    interrupt, TERMINATED after SIGTERM in training. `prog` is how messages call the program."""
     commands: Mapping[str, Callable[[Sequence[str], str], None]] = {
         "train": train,
         "eval": evaluate,
@@ -41,11 +44,11 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
     except (Exception, KeyboardInterrupt) as error:
         from .distributed import leave_if_several
 
-        if is_interrupt(error):
-            go_on = (
-                "; the same command with --resume auto goes on from the last run state" if command == "train" else ""
-            )
-            status, message = 130, f"{prog}: interrupted{go_on}\n"
+        terminated = type(error).__name__ == "Terminated"  # whose module takes seconds to import
+        if terminated or is_interrupt(error):
+            go_on = "the same command with --resume auto goes on from the last run state" if command == "train" else ""
+            status, what = (TERMINATED, "terminated") if terminated else (130, "interrupted")
+            message = f"{prog}: {what}{'; ' if go_on else ''}{go_on}\n"
         elif isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
             status, message = 1, f"{prog}: error: {error}\n"
         else:

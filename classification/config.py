@@ -142,8 +142,9 @@ class AmpConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """`save_every`: steps between run states, None saves at the ends of epochs only. `evaluate_every`: epochs.
-    `keep`: run states besides the best. `resume`: None, "auto" (the newest in `output`) or a run state's path.
+    """`save_every`: steps between run states, None saves at the ends of epochs only, where one is written in any case.
+    `evaluate_every`: epochs. `keep`: run states besides the best. `resume`: None, "auto" (the newest whole one in
+    `output`) or a run state's path.
     `skip_nonfinite`: steps with a loss that is not finite that may be skipped before the run stops.
     `distributed`: False refuses to be one of several processes.
     """
@@ -152,7 +153,7 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     log_every: int = 50
-    save_every: int | None = None
+    save_every: int | None = 500
     evaluate_every: int = 1
     keep: int = 3
     resume: str | None = None

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import signal
+import sys
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.base import core
 
 from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
@@ -23,6 +29,7 @@ NO_LABEL = -1
 NO_PICTURE = 2
 """Of `broken`: neither the image nor those after it could be read."""
 _TRIES = 100
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -218,8 +225,31 @@ def eval_loader(
 
 def _loader(dataset: paddle.io.Dataset, batches: _Batches, workers: int) -> paddle.io.DataLoader:
     return paddle.io.DataLoader(
-        dataset, batch_sampler=batches, num_workers=min(workers, max(1, len(batches)) if workers else 0)
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, max(1, len(batches)) if workers else 0),
+        worker_init_fn=functools.partial(_end_with_trainer, os.getpid()),
     )
+
+
+def _end_with_trainer(trainer: int, _: int) -> None:
+    """Has this worker end, and free its shared memory, when the process `trainer` is gone, however it ended.
+
+    Paddle's own watch over that sleeps within the wait for the next indices. A SIGTERM by others than the trainer, as
+    Slurm's to all processes, is left to the trainer, which takes the step that it is at to its end.
+    """
+    if sys.platform != "linux":  # no other system tells
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def watch() -> None:
+        while os.getppid() == trainer and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        core._cleanup_mmap_fds()  # type: ignore[attr-defined]
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class BrokenImages:

@@ -20,6 +20,8 @@ from .distributed import World
 
 logger = logging.getLogger(__name__)
 
+FIRST_IMAGES = 8
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -85,6 +87,18 @@ def evaluate_samples(model: nn.Layer, samples: Samples, config: Config, world: W
         processes=world.size,
     )
     return evaluate(model, batches, world, **options)
+
+
+def check_first_images(samples: Samples, config: Config) -> None:
+    """Reads some images, so that the wrong folder is noticed before an epoch is trained; ValueError as `check_broken`,
+    and where none of them can be read."""
+    dataset = EvalDataset(samples, EvalTransform(config.data, crop_pct=config.crop_pct))
+    chosen = sorted(set(np.linspace(0, len(samples) - 1, FIRST_IMAGES, dtype=int).tolist()))
+    broken = BrokenImages(samples, config.data.max_broken)
+    names = broken.add(index for index in chosen if dataset[index][3])
+    if len(names) == len(chosen):
+        raise ValueError(f"{names[0]} cannot be read, nor can others of the list; is data.val_images the right folder?")
+    broken.check()
 
 
 def check_broken(samples: Samples, result: Evaluation, config: Config) -> None:

@@ -45,7 +45,7 @@ def test_a_run_leaves_configuration_environment_log_curves_and_weights(whole):
     names = {entry.name for entry in whole.iterdir()}
     assert names == {
         "best.pdparams", "checkpoints", "config.yml", "curves.png", "environment.json", "last.pdparams",
-        "last_ema.pdparams", "log.jsonl", "report.json",
+        "last_ema.pdparams", "log.jsonl", "report.json", "run.lock",
     }  # fmt: skip
     rows = log_rows(whole, "train")
     assert [row["step"] for row in rows] == list(range(1, 11))
@@ -299,7 +299,7 @@ def test_the_configuration_reaches_the_network():
     model = build_student(ModelConfig(variant="b0", num_classes=7, drop_path_rate=0.2, use_recompute=True))
     assert model.head.weight.shape[1] == 7
     blocks = [layer for layer in model.sublayers() if type(layer).__name__ == "CycleBlock"]
-    rates = [getattr(block.drop_path, "rate", 0.0) for block in blocks]
+    rates = [block.drop_path_rate for block in blocks]
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0.2)
-    assert model.use_recompute
+    assert all(block.use_recompute for block in blocks)
