@@ -112,18 +112,17 @@ def read_run_state(path: Path) -> RunState:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no run state; weights to start from go into model.pretrained")
-        if lacking := {"meta", "sha256"} - metadata.keys():
-            raise CheckpointError(f"{path}: it is damaged, its header lacks {', '.join(sorted(lacking))}")
-        recorded, found = json.loads(metadata["sha256"]), _digests(arrays, metadata["meta"])
-        if wrong := sorted(part for part in recorded.keys() | found if recorded.get(part) != found.get(part)):
-            raise CheckpointError(f"{path}: it is damaged, {', '.join(wrong)} is not what was written")
-        return RunState(arrays, json.loads(metadata["meta"]))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        recorded = json.loads(metadata.get("sha256", "{}"))
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: it is damaged, or no run state ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no run state; weights to start from go into model.pretrained")
+    if lacking := {"meta", "sha256"} - metadata.keys():
+        raise CheckpointError(f"{path}: it is damaged, its header lacks {', '.join(sorted(lacking))}")
+    found = _digests(arrays, metadata["meta"])
+    if wrong := sorted(part for part in recorded.keys() | found if recorded.get(part) != found.get(part)):
+        raise CheckpointError(f"{path}: it is damaged, {', '.join(wrong)} is not what was written")
+    return RunState(arrays, json.loads(metadata["meta"]))
 
 
 def find_resume(resume: str | None, folder: Path) -> tuple[Path, RunState] | None:

@@ -29,7 +29,7 @@ from .metrics import Evaluation, check_broken, check_first_images, evaluate_samp
 from .mixup import Mix, draw_mix, mix_images, mix_targets, smooth_one_hot
 from .optim import build_optimizer, take_step
 from .precision import Precision, loss_scale, restore_scaler, scaler_state
-from .report import Meter, RunLog, as_time, draw_curves, write_description, write_json
+from .report import Meter, RunLog, as_time, write_description, write_json, write_progress
 from .run_state import RunState
 from .schedule import FORWARD, MIX, Plan, generator, integer_seed, learning_rate
 from .student import build_student, head_replaced, load_pretrained
@@ -54,14 +54,9 @@ class Trainer:
         self.output = Path(config.run.output)
         self.samples = read_samples(config, "train")
         self.plan = Plan(
-            len(self.samples),
-            config.schedule.epochs,
-            config.data.batch_size,
-            config.optimizer.accumulate,
-            self.world.size,
-            config.data.repeats,
-            config.run.seed,
-        )
+            len(self.samples), config.schedule.epochs, config.data.batch_size, config.optimizer.accumulate,
+            self.world.size, config.data.repeats, config.run.seed,
+        )  # fmt: skip
         self.step = 0
         self._lr(0)  # complains about a schedule that makes no sense
         self.val_samples = read_samples(config, "val") if config.data.val_images else None
@@ -100,15 +95,9 @@ class Trainer:
         self.argv = argv
 
     def _lr(self, step: int) -> float:
-        schedule = self.config.schedule
-        return learning_rate(
-            step,
-            total_steps=self.plan.total_steps,
-            warmup_steps=round(schedule.warmup_epochs * self.plan.steps_per_epoch),
-            peak=self.config.peak_lr(self.plan.global_batch),
-            warmup_lr=schedule.warmup_lr,
-            min_lr=schedule.min_lr,
-        )
+        rates, plan = self.config.rates(self.plan.global_batch), self.plan
+        warmup_steps = round(self.config.schedule.warmup_epochs * plan.steps_per_epoch)
+        return learning_rate(step, total_steps=plan.total_steps, warmup_steps=warmup_steps, **rates)
 
     def run(self, *, stop_at: int | None = None) -> dict[str, Any]:
         """Trains to the end and returns the report. `stop_at` leaves the run before that step, as a kill would.
@@ -147,6 +136,8 @@ class Trainer:
                 self._evaluate_and_keep_best()
                 self._evaluating = False
                 self._save()
+                if self.world.is_main:
+                    write_progress(self.log.path)
                 meter.pause(time.perf_counter() - paused)
             if self.step == plan.total_steps:
                 return self._finish(time.perf_counter() - started)
@@ -169,9 +160,8 @@ class Trainer:
             meter.pause(time.perf_counter() - paused)
 
     def _evaluation_is_due(self) -> bool:
-        epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-        at_end = self.step == self.plan.total_steps
-        due = rest == 0 and (epoch % self.config.run.evaluate_every == 0 or at_end)
+        every = self.config.run.evaluate_every * self.plan.steps_per_epoch
+        due = self.step % every == 0 or self.step == self.plan.total_steps
         return due and self.step != self.evaluated and self.val_samples is not None
 
     def _micro_batches(self) -> Iterator[list[Tensor]]:
@@ -316,8 +306,7 @@ class Trainer:
         if not self.world.is_main:
             return
         weights = self.average.values if which == "ema" and self.average is not None else self._weights()
-        arrays = run_state.as_arrays(weights)
-        write_checkpoint(self.output / f"{name}.pdparams", arrays)
+        write_checkpoint(self.output / f"{name}.pdparams", run_state.as_arrays(weights))
 
     def _save(self) -> None:
         if self.world.is_main:
@@ -387,6 +376,6 @@ class Trainer:
         if self.world.is_main:
             write_json(self.output / "report.json", report)
             self.log.write("end", report)
-            draw_curves(self.log.path, self.output / "curves.png")
+            write_progress(self.log.path)
         self.world.wait()
         return report
