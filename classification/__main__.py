@@ -1,4 +1,4 @@
-"""`python -m classification train | eval | predict | lists | benchmark`."""
+"""`python -m classification train | eval | predict | lists | benchmark | config`."""
 
 from __future__ import annotations
 

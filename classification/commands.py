@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 from cyclemlp_backbones.interrupts import is_interrupt
 
 from .config import Config
-from .config_files import load_config, parse_setting
-from .flags import EVAL, TRAIN, Flags, add_flags, flag_settings
+from .config_files import describe_settings, dump_yaml, load_config, parse_setting
+from .flags import EVAL, PREDICT, TRAIN, Flags, add_flags, flag_settings
+
+TERMINATED = 75
+"""The status of a training that SIGTERM ended after a run state was written: sysexits' EX_TEMPFAIL, try again."""
 
 if TYPE_CHECKING:
     from .distributed import World
@@ -22,13 +25,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str], *, prog: str = "classification") -> int:
     """Runs one command; 0, or 1 after a message for what the user can set right, 2 for a wrong command line, 130 for an
-    interrupt. `prog` is how messages call the program."""
+    interrupt, TERMINATED after SIGTERM in training. `prog` is how messages call the program."""
     commands: Mapping[str, Callable[[Sequence[str], str], None]] = {
         "train": train,
         "eval": evaluate,
         "predict": predict,
         "lists": lists,
         "benchmark": benchmark,
+        "config": show_config,
     }
     command = argv[0] if argv else ""
     if command not in commands:
@@ -41,11 +45,11 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
     except (Exception, KeyboardInterrupt) as error:
         from .distributed import leave_if_several
 
-        if is_interrupt(error):
-            go_on = (
-                "; the same command with --resume auto goes on from the last run state" if command == "train" else ""
-            )
-            status, message = 130, f"{prog}: interrupted{go_on}\n"
+        terminated = type(error).__name__ == "Terminated"  # whose module takes seconds to import
+        if terminated or is_interrupt(error):
+            go_on = "the same command with --resume auto goes on from the last run state" if command == "train" else ""
+            status, what = (TERMINATED, "terminated") if terminated else (130, "interrupted")
+            message = f"{prog}: {what}{'; ' if go_on else ''}{go_on}\n"
         elif isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
             status, message = 1, f"{prog}: error: {error}\n"
         else:
@@ -58,7 +62,10 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
 
 
 def _parser(prog: str, description: str, flags: Flags) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=describe_settings(),
+    )  # fmt: skip
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file, or the name of one that ships; without it, the recipe for B1"
     )
@@ -95,8 +102,8 @@ def train(argv: Sequence[str], prog: str) -> None:
         sys.stdout.write(json.dumps(report) + "\n")
 
 
-def _evaluation_config(arguments: argparse.Namespace) -> Config:
-    config = _config(arguments, EVAL)
+def _evaluation_config(arguments: argparse.Namespace, flags: Flags = EVAL) -> Config:
+    config = _config(arguments, flags)
     if not config.model.pretrained:
         raise ValueError("there are no weights: give --weights FILE or --model-pretrained FILE")
     return config
@@ -113,11 +120,11 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
 
 def predict(argv: Sequence[str], prog: str) -> None:
-    parser = _parser(prog, "The likeliest classes of the images of a list, or of a folder.", EVAL)
+    parser = _parser(prog, "The likeliest classes of the images of a list, or of a folder.", PREDICT)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (%(default)s)")
     parser.add_argument("--output", metavar="FILE", help="CSV file (standard output)")
     arguments = parser.parse_args(argv)
-    config = _evaluation_config(arguments)
+    config = _evaluation_config(arguments, PREDICT)
     if not _join(config).is_main:
         return  # one process predicts for all
     from .inference import predict_list
@@ -147,3 +154,10 @@ def benchmark(argv: Sequence[str], prog: str) -> None:
     from .speed import measure_speed
 
     sys.stdout.write(json.dumps(measure_speed(config, steps=arguments.steps), indent=1) + "\n")
+
+
+def show_config(argv: Sequence[str], prog: str) -> None:
+    arguments = _parser(prog, "Prints the whole configuration that the arguments of train mean.", TRAIN).parse_args(
+        argv
+    )
+    sys.stdout.write(dump_yaml(_config(arguments, TRAIN)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -77,6 +79,16 @@ def differing_keys(saved: Mapping[str, Mapping[str, Any]], config: Config) -> li
 def dump_yaml(config: Config) -> str:
     """The whole configuration as a YAML file that `load_config` reads back."""
     return yaml.safe_dump(as_tree(config), sort_keys=False)
+
+
+def describe_settings() -> str:
+    """Every setting with its default, and what the sections' settings mean."""
+    lines = ["every setting with its default (--set section.key=value):"]
+    for section, keys in as_tree(config := Config()).items():
+        meaning = inspect.getdoc(type(getattr(config, section)))
+        lines += ["", *(f"  {section}.{key} = {json.dumps(value)}" for key, value in keys.items())]
+        lines.append(textwrap.indent(meaning or "", "    "))
+    return "\n".join(lines)
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

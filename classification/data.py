@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import re
+import signal
+import sys
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle.base import core
 
 from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
@@ -23,6 +30,9 @@ NO_LABEL = -1
 NO_PICTURE = 2
 """Of `broken`: neither the image nor those after it could be read."""
 _TRIES = 100
+_LABELLED = re.compile(r"(.*\S)[ \t]+([0-9]+)", re.S)
+_LABELLED_NAME = re.compile(r"\.\w+[ \t]+[0-9]+$")
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -46,24 +56,31 @@ class Samples:
 
 
 def read_list(root: str | os.PathLike, path: str | os.PathLike, *, num_classes: int | None) -> Samples:
-    """The samples of a text file: `name label` a line, or, with `num_classes` None, `name` (a label is ignored).
+    """The samples of a text file: `name label` a line, with spaces or tabs between, or, with `num_classes` None, `name`
+    (a label is ignored).
 
-    Names may contain spaces. Errors name the line.
+    Names may contain spaces. Errors name the line, or the lines that contradict each other.
     """
     names, labels = [], []
+    seen: dict[str, tuple[int, int]] = {}
     for number, line in _lines(path):
-        name, _, label = line.rpartition(" ")
+        match = _LABELLED.fullmatch(line)
+        if match and _LABELLED_NAME.search(match[1]):
+            raise ValueError(f"{path}, line {number}: {line!r} has two labels")
         if num_classes is None:
-            names.append(name.strip() if name and label.isdigit() else line)
+            names.append(match[1] if match else line)
             labels.append(NO_LABEL)
             continue
-        if not name or not label.isdigit() or int(label) >= num_classes:
+        if not match or int(match[2]) >= num_classes:
             raise ValueError(
                 f"{path}, line {number}: {line!r} is no `name label` with a label from 0 to {num_classes - 1} "
                 "(model.num_classes - 1)"
             )
-        names.append(name.strip())
-        labels.append(int(label))
+        names.append(match[1])
+        labels.append(int(match[2]))
+        first = seen.setdefault(names[-1], (number, labels[-1]))
+        if first[1] != labels[-1]:
+            raise ValueError(f"{path}, lines {first[0]} and {number}: {names[-1]!r} has different labels")
     if not names:
         raise ValueError(f"{path} lists no image")
     return Samples(Path(root), tuple(names), tuple(labels))
@@ -71,9 +88,10 @@ def read_list(root: str | os.PathLike, path: str | os.PathLike, *, num_classes: 
 
 def _lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     """Number and content of the lines that are not blank."""
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()
+    text = Path(path).read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a byte order mark
+    for number, line in enumerate(text.split("\n"), start=1):  # names may hold what else splitlines() takes for an end
+        if line := line.strip(" \t\r"):
+            yield number, line
 
 
 def read_class_map(path: str | os.PathLike) -> dict[str, int]:
@@ -218,8 +236,31 @@ def eval_loader(
 
 def _loader(dataset: paddle.io.Dataset, batches: _Batches, workers: int) -> paddle.io.DataLoader:
     return paddle.io.DataLoader(
-        dataset, batch_sampler=batches, num_workers=min(workers, max(1, len(batches)) if workers else 0)
+        dataset,
+        batch_sampler=batches,
+        num_workers=min(workers, max(1, len(batches)) if workers else 0),
+        worker_init_fn=functools.partial(_end_with_trainer, os.getpid()),
     )
+
+
+def _end_with_trainer(trainer: int, _: int) -> None:
+    """Has this worker end, and free its shared memory, when the process `trainer` is gone, however it ended.
+
+    Paddle's own watch over that sleeps within the wait for the next indices. A SIGTERM by others than the trainer, as
+    Slurm's to all processes, is left to the trainer, which takes the step that it is at to its end.
+    """
+    if sys.platform != "linux":  # no other system tells
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def watch() -> None:
+        while os.getppid() == trainer and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        core._cleanup_mmap_fds()  # type: ignore[attr-defined]
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class BrokenImages:

@@ -12,11 +12,10 @@ import paddle.nn.functional as F
 
 from cyclemlp_backbones import CycleNet
 
-from .augment import EvalTransform
 from .config import Config
-from .data import NO_LABEL, EvalDataset, Samples, eval_loader, image_names, read_list, read_samples
+from .data import NO_LABEL, Samples, image_names, read_list, read_samples
 from .distributed import World
-from .metrics import Evaluation, check_broken, evaluate_samples
+from .metrics import Evaluation, check_broken, eval_batches, evaluate_samples
 from .student import build_student, load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -57,9 +56,7 @@ def predict_list(config: Config, file: TextIO, *, top: int) -> None:
     model = _load(config)
     writer = csv.writer(file)
     writer.writerow(["name", *(f"{what}{rank}" for rank in range(1, top + 1) for what in ("class", "probability"))])
-    dataset = EvalDataset(samples, EvalTransform(data, crop_pct=config.crop_pct))
-    batches = eval_loader(dataset, batch_size=data.eval_batch_size or data.batch_size, workers=data.workers)
-    for images, _, indices, broken in batches:
+    for images, _, indices, broken in eval_batches(samples, config, World()):
         values, classes = paddle.topk(F.softmax(model(images), axis=1), k=top, axis=1)
         for index, unreadable, row, chosen in zip(indices.tolist(), broken.tolist(), values.tolist(), classes.tolist()):
             pairs = [cell for number, share in zip(chosen, row) for cell in (number, f"{share:.6f}")]

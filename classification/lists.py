@@ -79,7 +79,7 @@ def list_by_truth(
             raise ValueError(f"{truth} has no line for {len(missing)} images, the first {missing[0]}")
         synsets = [by_name[Path(name).stem] for name in names]
     else:
-        words = truth.read_text(encoding="utf-8").split()
+        words = truth.read_text(encoding="utf-8-sig").split()
         if len(words) != len(names):
             raise ValueError(f"{truth} has {len(words)} entries, {folder} {len(names)} images; they have to be as many")
         synsets = words if all(_SYNSET.fullmatch(word) for word in words) else _synsets_of_ids(words, truth, devkit_ids)
@@ -90,7 +90,7 @@ def list_by_truth(
 
 
 def _read_csv(path: Path) -> dict[str, str]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if len(row) >= 2]
     found = {row[0]: match[0] for row in rows if (match := _SYNSET.match(row[1].strip()))}
     if not found:
@@ -112,7 +112,7 @@ def _synsets_of_ids(words: list[str], truth: Path, devkit_ids: str | None) -> li
 
 
 def _read_ids(path: Path) -> dict[str, str]:
-    pairs = [line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines() if len(line.split()) >= 2]
+    pairs = [line.split()[:2] for line in path.read_text(encoding="utf-8-sig").splitlines() if len(line.split()) >= 2]
     return {number: synset for number, synset in pairs if _SYNSET.fullmatch(synset)}
 
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from .augment import EvalTransform
 from .config import Config
 from .data import BrokenImages, EvalDataset, Samples, eval_loader
 from .distributed import World
+from .losses import cross_entropy
 
 logger = logging.getLogger(__name__)
+
+FIRST_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def evaluate(
         kept = paddle.to_tensor(np.flatnonzero(~bad))
         logits, labels = logits.astype("float32").index_select(kept), labels.index_select(kept)
         sums[:2] += correct_counts(logits, labels)
-        sums[2:] += float(F.cross_entropy(logits, labels, reduction="sum")), len(kept)
+        sums[2:] += float(cross_entropy(logits, labels).sum()), len(kept)
     if was_training:
         model.train()
     top1, top5, loss, images_seen = world.sum(sums)
@@ -75,16 +77,27 @@ def evaluate(
 
 
 def evaluate_samples(model: nn.Layer, samples: Samples, config: Config, world: World, **options: Any) -> Evaluation:
-    """`evaluate` on a list, by the configuration's pictures and batches; `options` are those of `evaluate`."""
-    data = config.data
-    batches = eval_loader(
-        EvalDataset(samples, EvalTransform(data, crop_pct=config.crop_pct)),
-        batch_size=data.eval_batch_size or data.batch_size,
-        workers=data.workers,
-        rank=world.rank,
-        processes=world.size,
-    )
-    return evaluate(model, batches, world, **options)
+    """`evaluate` on a list; `options` are those of `evaluate`."""
+    return evaluate(model, eval_batches(samples, config, world), world, **options)
+
+
+def eval_batches(samples: Samples, config: Config, world: World) -> paddle.io.DataLoader:
+    """This process' share of a list, by the configuration's pictures and batches."""
+    dataset, data = EvalDataset(samples, EvalTransform(config.data, crop_pct=config.crop_pct)), config.data
+    size = data.eval_batch_size or data.batch_size
+    return eval_loader(dataset, batch_size=size, workers=data.workers, rank=world.rank, processes=world.size)
+
+
+def check_first_images(samples: Samples, config: Config) -> None:
+    """Reads some images, so that the wrong folder is noticed before an epoch is trained; ValueError as `check_broken`,
+    and where none of them can be read."""
+    dataset = EvalDataset(samples, EvalTransform(config.data, crop_pct=config.crop_pct))
+    chosen = range(0, len(samples), max(1, len(samples) // FIRST_IMAGES))
+    broken = BrokenImages(samples, config.data.max_broken)
+    names = broken.add(index for index in chosen if dataset[index][3])
+    if len(names) == len(chosen):
+        raise ValueError(f"{names[0]} cannot be read, nor can others of the list; is data.val_images the right folder?")
+    broken.check()
 
 
 def check_broken(samples: Samples, result: Evaluation, config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import json
 import logging
 import platform
@@ -121,23 +123,33 @@ class Meter:
 
 def as_time(seconds: float) -> str:
     """3725 -> "1:02:05"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def draw_curves(log: Path, path: Path) -> bool:
-    """Losses, accuracies and the learning rate over the steps, as PNG. False, and a note, without matplotlib."""
+def write_progress(log: Path) -> None:
+    """Beside a log, `summary.csv`, a line for each evaluation with the training loss before it, and `curves.png`."""
+    # The last line of a step counts: a resumed run writes some steps again.
+    rows = {(row["event"], row["step"]): row for row in read_log(log) if "step" in row}
+    lines: list[dict[str, Any]] = []
+    trained: dict[str, Any] = {}
+    for (event, _), row in sorted(rows.items(), key=lambda item: item[0][1]):  # training comes first within a step
+        if event == "train":
+            trained = {f"train_{name}": row[name] for name in ("loss", "lr") if name in row}
+        elif event == "evaluation":
+            lines.append({**row, **trained})
+    if lines:
+        with (log.parent / "summary.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, [name for name in lines[-1] if name != "event"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(lines)
     try:
         import matplotlib
     except ImportError:
         logger.info("no curves: pip install matplotlib")
-        return False
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # The last line of a step counts: a resumed run writes some steps again.
-    rows = {(row["event"], row["step"]): row for row in read_log(log) if "step" in row}
     figure, panels = pyplot.subplots(1, 3, figsize=(15, 4))
     for axes, title, event, names in zip(
         panels,
@@ -154,9 +166,8 @@ def draw_curves(log: Path, path: Path) -> bool:
         if axes.lines:
             axes.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(log.with_name("curves.png"), dpi=80)
     pyplot.close(figure)
-    return True
 
 
 def configure_logging(world_rank: int = 0) -> None:

@@ -5,9 +5,15 @@ Random choices need no state: they follow from the seed and the step.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import logging
+import os
 import re
-from collections.abc import Iterable, Mapping
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +29,8 @@ from cyclemlp_backbones.files import write_atomically
 
 from .config import Config
 from .config_files import differing_keys
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "cyclemlp-pretraining-1"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -68,16 +76,34 @@ def write_run_state(folder: Path, state: RunState, *, keep: int, best: int | Non
     folder.mkdir(parents=True, exist_ok=True)
     path = state_path(folder, state.step)
     arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
-    metadata = {"format": FORMAT, "meta": json.dumps(state.meta)}
-    write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
+    meta = json.dumps(state.meta)
+    metadata = {"format": FORMAT, "meta": meta, "sha256": json.dumps(_digests(arrays, meta))}
+    try:
+        write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise OSError(
+            f"the run state {path} cannot be written ({error}); those before it are as they were: free some space, "
+            "then go on with --resume auto"
+        ) from error
     steps = [step for step in saved_steps(folder) if step <= state.step]
     for step in steps_to_delete(steps, keep=keep, best=best):
         state_path(folder, step).unlink(missing_ok=True)
     return path
 
 
+def _digests(arrays: Mapping[str, np.ndarray], meta: str) -> dict[str, str]:
+    """The SHA-256 of every part, names, types, shapes and values, and of `meta`."""
+    digests = {"meta": hashlib.sha256(meta.encode())}
+    for name, array in sorted(arrays.items()):
+        digest = digests.setdefault(name.partition("/")[0], hashlib.sha256())
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return {part: digest.hexdigest() for part, digest in digests.items()}
+
+
 def read_run_state(path: Path) -> RunState:
-    """The run state in a file; CheckpointError for a file that is missing, damaged or something else."""
+    """The run state in a file; CheckpointError for a file that is missing, damaged, by a single bit even, or something
+    else."""
     if not path.is_file():
         raise CheckpointError(
             f"there is no run state {path}; run.resume takes auto or the path of a step-….safetensors"
@@ -86,15 +112,22 @@ def read_run_state(path: Path) -> RunState:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-    except safetensors.SafetensorError as error:
+        recorded = json.loads(metadata.get("sha256", "{}"))
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: it is damaged, or no run state ({error})") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no run state; weights to start from go into model.pretrained")
+    if lacking := {"meta", "sha256"} - metadata.keys():
+        raise CheckpointError(f"{path}: it is damaged, its header lacks {', '.join(sorted(lacking))}")
+    found = _digests(arrays, metadata["meta"])
+    if wrong := sorted(part for part in recorded.keys() | found if recorded.get(part) != found.get(part)):
+        raise CheckpointError(f"{path}: it is damaged, {', '.join(wrong)} is not what was written")
     return RunState(arrays, json.loads(metadata["meta"]))
 
 
-def find_resume(resume: str | None, folder: Path) -> Path | None:
-    """The run state that `run.resume` means: None for a fresh start, which "auto" takes where there is none yet.
+def find_resume(resume: str | None, folder: Path) -> tuple[Path, RunState] | None:
+    """The run state that `run.resume` means: None for a fresh start, which "auto" takes where there is none yet. It
+    passes over damaged ones, with a warning; CheckpointError where none is whole.
 
     Without `resume`, CheckpointError for a folder with run states: those of two runs would be mixed up.
     """
@@ -107,8 +140,44 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
             )
         return None
     if resume != "auto":
-        return Path(resume)
-    return state_path(folder, steps[-1]) if steps else None
+        return Path(resume), read_run_state(Path(resume))
+    for step in reversed(steps):
+        try:
+            return state_path(folder, step), read_run_state(state_path(folder, step))
+        except CheckpointError as error:
+            logger.warning("%s; the next older one is tried", error)
+    if steps:
+        raise CheckpointError(f"none of the run states in {folder} is whole: remove them to start anew")
+    return None
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder; ValueError that names the run which does. The system gives the lock back
+    whatever way a process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another run writes into {folder}: {path.read_text(encoding='utf-8').strip() or 'unknown'}; wait for "
+                "its end, end it, or choose another run.output"
+            ) from error
+        except (ImportError, OSError) as error:
+            logger.warning("%s: no lock keeps other runs out (%s)", folder, error)
+            yield
+            return
+        file.truncate(0)
+        file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # at once: the processes that read images have the file too
 
 
 def check_same_run(state: RunState, config: Config, *, processes: int, samples: str, path: Path) -> None:

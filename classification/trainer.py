@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,17 +25,21 @@ from .data import BrokenImages, TrainDataset, read_samples, train_loader
 from .distributed import World
 from .ema import WeightAverage, weights_replaced
 from .losses import training_losses
-from .metrics import Evaluation, check_broken, evaluate_samples
+from .metrics import Evaluation, check_broken, check_first_images, evaluate_samples
 from .mixup import Mix, draw_mix, mix_images, mix_targets, smooth_one_hot
 from .optim import build_optimizer, take_step
 from .precision import Precision, loss_scale, restore_scaler, scaler_state
-from .report import Meter, RunLog, as_time, draw_curves, write_description, write_json
+from .report import Meter, RunLog, as_time, write_description, write_json, write_progress
 from .run_state import RunState
 from .schedule import FORWARD, MIX, Plan, generator, integer_seed, learning_rate
 from .student import build_student, head_replaced, load_pretrained
 from .teacher import Teacher, build_teacher
 
 logger = logging.getLogger(__name__)
+
+
+class Terminated(Exception):
+    """SIGTERM ended the run, with a run state to go on from."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -49,19 +54,16 @@ class Trainer:
         self.output = Path(config.run.output)
         self.samples = read_samples(config, "train")
         self.plan = Plan(
-            len(self.samples),
-            config.schedule.epochs,
-            config.data.batch_size,
-            config.optimizer.accumulate,
-            self.world.size,
-            config.data.repeats,
-            config.run.seed,
-        )
+            len(self.samples), config.schedule.epochs, config.data.batch_size, config.optimizer.accumulate,
+            self.world.size, config.data.repeats, config.run.seed,
+        )  # fmt: skip
         self.step = 0
         self._lr(0)  # complains about a schedule that makes no sense
         self.val_samples = read_samples(config, "val") if config.data.val_images else None
         if self.val_samples is None:
             logger.info("data.val_images is not set: no evaluation, no best weights")
+        else:
+            check_first_images(self.val_samples, config)
         self.transform = TrainTransform(config.augment, config.data)
 
         paddle.seed(config.run.seed)
@@ -80,32 +82,45 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.last: dict[str, float] = {}
         self.skipped = 0
+        self.evaluated = 0  # the step of the last evaluation
+        self._ending, self._evaluating = False, False  # SIGTERM has come; a run state of this step is there
         if resume is not None:
-            self._restore(resume)
+            self._restore(*resume)
         self._check_same_step()
         self.parallel = self.model if self.world.size == 1 else paddle.DataParallel(self.model)
         self.teacher = None
         if config.distillation.type != "none":
             classes = config.model.num_classes
             self.teacher = Teacher(build_teacher(config.distillation, num_classes=classes), num_classes=classes)
-        if self.world.is_main:
-            write_description(self.output, config, self.world, argv)
-        self.log = RunLog(self.output, enabled=self.world.is_main, visualdl=config.run.visualdl)
+        self.argv = argv
 
     def _lr(self, step: int) -> float:
-        schedule = self.config.schedule
-        return learning_rate(
-            step,
-            total_steps=self.plan.total_steps,
-            warmup_steps=round(schedule.warmup_epochs * self.plan.steps_per_epoch),
-            peak=self.config.peak_lr(self.plan.global_batch),
-            warmup_lr=schedule.warmup_lr,
-            min_lr=schedule.min_lr,
-        )
+        rates, plan = self.config.rates(self.plan.global_batch), self.plan
+        warmup_steps = round(self.config.schedule.warmup_epochs * plan.steps_per_epoch)
+        return learning_rate(step, total_steps=plan.total_steps, warmup_steps=warmup_steps, **rates)
 
     def run(self, *, stop_at: int | None = None) -> dict[str, Any]:
-        """Trains to the end and returns the report. `stop_at` leaves the run before that step, as a kill would."""
+        """Trains to the end and returns the report. `stop_at` leaves the run before that step, as a kill would.
+
+        Terminated after SIGTERM, once a run state is written.
+        """
+        before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            with run_state.only_run_in(self.output) if self.world.is_main else contextlib.nullcontext():
+                return self._train(stop_at)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self._ending = True
+        if self._evaluating:
+            raise Terminated
+
+    def _train(self, stop_at: int | None) -> dict[str, Any]:
         config, plan = self.config, self.plan
+        if self.world.is_main:
+            write_description(self.output, config, self.world, self.argv)
+        self.log = RunLog(self.output, enabled=self.world.is_main, visualdl=config.run.visualdl)
         self.log.write("start", {"step": self.step, "total_steps": plan.total_steps, "global_batch": plan.global_batch})
         logger.info(
             "%d images, %d steps of %d images from step %d on, %s",
@@ -114,7 +129,18 @@ class Trainer:
         started, meter = time.perf_counter(), Meter()
         micro_batches = self._micro_batches()
         self.parallel.train()
-        while self.step < plan.total_steps:
+        while True:
+            if self._evaluation_is_due():  # also of a run state that an evaluation which failed has left
+                paused = time.perf_counter()
+                self._evaluating = True
+                self._evaluate_and_keep_best()
+                self._evaluating = False
+                self._save()
+                if self.world.is_main:
+                    write_progress(self.log.path)
+                meter.pause(time.perf_counter() - paused)
+            if self.step == plan.total_steps:
+                return self._finish(time.perf_counter() - started)
             if self.step == stop_at:
                 return {}
             lr, waiting = self._lr(self.step), time.perf_counter()
@@ -123,17 +149,20 @@ class Trainer:
             values = self._train_step(batches, lr)
             self.step += 1
             meter.add(values, images=plan.global_batch, waited=waited)
-            at_end = self.step == plan.total_steps
-            if self.step % config.run.log_every == 0 or at_end:
+            if self.step % config.run.log_every == 0 or self.step == plan.total_steps:
                 self._log_training(meter.summary(steps_left=plan.total_steps - self.step), lr)
-            epoch, rest = divmod(self.step, plan.steps_per_epoch)
             paused = time.perf_counter()
-            if rest == 0 and (epoch % config.run.evaluate_every == 0 or at_end):
-                self._evaluate_and_keep_best()
-            if rest == 0 or (config.run.save_every and self.step % config.run.save_every == 0):
+            every = config.run.save_every or plan.steps_per_epoch
+            if self._ending or self.step % every == 0 or self.step % plan.steps_per_epoch == 0:
                 self._save()
+            if self._ending:
+                raise Terminated
             meter.pause(time.perf_counter() - paused)
-        return self._finish(time.perf_counter() - started)
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.config.run.evaluate_every * self.plan.steps_per_epoch
+        due = self.step % every == 0 or self.step == self.plan.total_steps
+        return due and self.step != self.evaluated and self.val_samples is not None
 
     def _micro_batches(self) -> Iterator[list[Tensor]]:
         if self.step >= self.plan.total_steps:
@@ -163,9 +192,10 @@ class Trainer:
             totals.append(paddle.stack([loss.detach() for loss in losses.values()]))
             mixes.append(mix)
             unreadable += indices.numpy()[broken.numpy().astype(bool)].tolist()
-        counted = paddle.to_tensor([float(len(unreadable))])
+        counted = paddle.to_tensor([float(self._ending), float(len(unreadable))])
         vector = self.world.mean_tensor(paddle.concat([paddle.stack(totals).mean(0), counted])).numpy()
         values = {name: float(value) for name, value in zip(names, vector)}
+        self._ending = bool(vector[-2] > 0)  # all processes end at the same step
         if vector[-1] > 0:
             self._report_broken(unreadable)
         if not all(map(math.isfinite, values.values())):
@@ -269,14 +299,14 @@ class Trainer:
         if not self.best or results[winner].top1 > self.best["top1"]:
             self.best = {"step": self.step, "top1": results[winner].top1, "weights": winner}
             self._write_weights("best", winner)
+        self.evaluated = self.step
 
     def _write_weights(self, name: str, which: str) -> None:
         """`name`.pdparams in float32, for evaluation, fine-tuning and the toolkits."""
         if not self.world.is_main:
             return
         weights = self.average.values if which == "ema" and self.average is not None else self._weights()
-        arrays = run_state.as_arrays(weights)
-        write_checkpoint(self.output / f"{name}.pdparams", arrays)
+        write_checkpoint(self.output / f"{name}.pdparams", run_state.as_arrays(weights))
 
     def _save(self) -> None:
         if self.world.is_main:
@@ -297,6 +327,7 @@ class Trainer:
                 "best": self.best,
                 "last": self.last,
                 "skipped": self.skipped,
+                "evaluated": self.evaluated,
                 "broken": sorted(self.broken.indices),
                 "head replaced": self.head_replaced,
             }
@@ -304,8 +335,7 @@ class Trainer:
             run_state.write_run_state(self.states, RunState(arrays, meta), keep=keep, best=best)
         self.world.wait()
 
-    def _restore(self, path: Path) -> None:
-        saved = run_state.read_run_state(path)
+    def _restore(self, path: Path, saved: RunState) -> None:
         samples = self.samples.fingerprint()
         run_state.check_same_run(saved, self.config, processes=self.world.size, samples=samples, path=path)
         load_weights(self.model, saved.part("model"), layout="paddle")
@@ -316,7 +346,7 @@ class Trainer:
         self.best, self.last, self.skipped = (saved.meta[key] for key in ("best", "last", "skipped"))
         self.broken.indices = set(saved.meta["broken"])
         self.head_replaced = saved.meta.get("head replaced", self.config.model.replace_head)
-        self.step = saved.step
+        self.step, self.evaluated = saved.step, saved.meta["evaluated"]
         logger.info("resumed from %s, step %d", path, self.step)
 
     def _check_same_step(self) -> None:
@@ -346,6 +376,6 @@ class Trainer:
         if self.world.is_main:
             write_json(self.output / "report.json", report)
             self.log.write("end", report)
-            draw_curves(self.log.path, self.output / "curves.png")
+            write_progress(self.log.path)
         self.world.wait()
         return report

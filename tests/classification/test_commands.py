@@ -3,11 +3,15 @@ import io
 import json
 
 import pytest
+import yaml
 from PIL import Image
 
 from classification import commands
+from classification.config import Config
+from classification.config_files import as_tree
 from classification.distributed import World
 from classification.trainer import Trainer
+from cyclemlp_backbones.checks import dataclass_from
 from tests.classification.tiny import arguments, run_python, tiny_config
 
 
@@ -100,3 +104,19 @@ def test_mistakes_end_with_one_line(digits, tmp_path, capsys):
     code, _, err = output(capsys, "train", *arguments(digits, tmp_path), "--resume", tmp_path / "no.safetensors")
     assert code == 1
     assert "there is no run state" in err
+
+
+def test_help_lists_every_setting_and_config_prints_them_all(capsys):
+    for command in ("train", "eval", "predict", "config"):
+        with pytest.raises(SystemExit):
+            commands.main([command, "--help"])
+        text = capsys.readouterr().out
+        for section, keys in as_tree(Config()).items():
+            assert all(f"  {section}.{key} = {json.dumps(value)}\n" in text for key, value in keys.items())
+    assert '`direction`: "forward" is KL(teacher || student)' in text  # and what they mean
+    assert "EXIF orientation, transparent ones put on white" in text
+    code, out, _ = output(capsys, "config", "--config", "cyclemlp_b3.yml", "--lr", 1e-3)
+    assert code == 0
+    assert dataclass_from(Config, yaml.safe_load(out)) == commands.train_config(
+        ["--config", "cyclemlp_b3.yml", "--lr", "1e-3"]
+    )

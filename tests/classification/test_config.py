@@ -4,18 +4,21 @@ from pathlib import Path
 import pytest
 import yaml
 
+from classification.augment import EvalTransform
 from classification.config import Config
 from classification.config_files import differing_keys, dump_yaml, load_config, parse_setting
+from classification.trainer import Trainer
 from cyclemlp_backbones import VARIANTS
 from cyclemlp_backbones.checks import dataclass_from
+from tests.classification.tiny import tiny_config
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "classification" / "configs"
 
 
 def test_the_defaults_are_the_papers_recipe():
     config = Config()
-    assert config.peak_lr(512) == 5e-4
-    assert config.peak_lr(1024) == pytest.approx(1e-3)
+    assert config.rates(512)["peak"] == 5e-4
+    assert config.rates(1024) == pytest.approx({"peak": 1e-3, "warmup_lr": 1e-6, "min_lr": 1e-5})
     assert (config.schedule.epochs, config.schedule.warmup_epochs) == (300, 5)
     assert (config.schedule.warmup_lr, config.schedule.min_lr) == (1e-6, 1e-5)
     assert (config.mix.mixup, config.mix.cutmix, config.mix.switch, config.mix.smoothing) == (0.8, 1.0, 0.5, 0.1)
@@ -101,3 +104,21 @@ def test_only_what_changes_the_weights_counts_as_another_run():
     config = load_config(None, [("mix.mixup", 0.4), ("run.output", "elsewhere"), ("data.workers", 1)])
     tree = yaml.safe_load(dump_yaml(Config()))
     assert differing_keys(tree, config) == ["mix.mixup: 0.8 in the run state, 0.4 now"]
+
+
+def test_a_laptops_batch_scales_the_ends_of_the_schedule_where_the_peak_would_fall_below_them(digits, tmp_path):
+    config = Config()
+    assert config.rates(8) == pytest.approx({"peak": 5e-4 / 64, "warmup_lr": 1e-6 / 64, "min_lr": 1e-5 / 64})
+    assert config.rates(256) == pytest.approx({"peak": 2.5e-4, "warmup_lr": 1e-6, "min_lr": 1e-5})  # as it was
+    trainer = Trainer(tiny_config(digits, tmp_path, optimizer__lr=5e-4))
+    assert trainer._lr(2) == pytest.approx(5e-4 / 64)
+    with pytest.raises(ValueError, match=r"peak learning rate is 1e-07.*lower these, or raise optimizer.lr"):
+        Trainer(tiny_config(digits, tmp_path, optimizer__lr=1e-7, optimizer__lr_batch=8))
+
+
+def test_both_protocols_of_evaluation():
+    resized = {}
+    for variant, given in (("b1", None), ("b1", 0.875), ("b5", None)):
+        config = load_config(None, [("model.variant", variant), ("data.crop_pct", given)])
+        resized[variant, given] = EvalTransform(config.data, crop_pct=config.crop_pct).resized
+    assert resized == {("b1", None): 248, ("b1", 0.875): 256, ("b5", None): 256}

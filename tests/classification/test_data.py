@@ -12,6 +12,7 @@ from classification.data import (
     Samples,
     TrainDataset,
     eval_loader,
+    read_class_map,
     read_folders,
     read_list,
     read_samples,
@@ -39,6 +40,25 @@ def test_lists_with_and_without_labels(tmp_path):
         (tmp_path / "list.txt").write_text(f"ok.png 1\n{wrong}\n")
         with pytest.raises(ValueError, match=r"list.txt, line 2.*0 to 9"):
             read_list(tmp_path, tmp_path / "list.txt", num_classes=10)
+
+
+def test_lists_of_other_systems_and_mistakes_in_them(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa.png\t3\r\nb\u2028c\x85.png \t 4\r\nd 1.png 5\na.png 3\n".encode())
+    samples = read_list(tmp_path, path, num_classes=10)
+    assert samples.names == ("a.png", "b\u2028c\x85.png", "d 1.png", "a.png")
+    assert samples.labels == (3, 4, 5, 3)
+    assert read_list(tmp_path, path, num_classes=None).names == samples.names
+    for text, message in (
+        ("b.png 1\na.jpg 3 4\n", r"list.txt, line 2: 'a.jpg 3 4' has two labels"),
+        ("a.jpg 3\nb.jpg 2\n\na.jpg 4\n", r"list.txt, lines 1 and 4: 'a.jpg' has different labels"),
+        ("a.jpg ²\n", r"line 1: 'a.jpg ²' is no `name label`"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            read_list(tmp_path, path, num_classes=10)
+    path.write_text("\ufeffn01440764 0\n", encoding="utf-8")
+    assert read_class_map(path) == {"n01440764": 0}
 
 
 def test_a_folder_per_class(digits, tmp_path):

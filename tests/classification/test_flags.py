@@ -67,6 +67,31 @@ def test_the_default_learning_rate_keeps_the_recipes_schedule():
     assert config == load_config(None)
 
 
+def test_the_predecessors_other_flags_set_what_they_meant():
+    flags = (
+        "--drop 0.0 --opt AdamW --opt-eps 1e-7 --opt-beta1 0.8 --sched CosineAnnealingDecay --lr 1e-3 --eta-min 2e-6 "
+        "--last-epoch -1 --start_epoch 0 --color-jitter 0.4 --train-interpolation bilinear --mixup-prob 0.9 "
+        "--mixup-switch-prob 0.3 --mixup-mode pair --cutmix-minmax 0.2 0.8 --finetune b1.pdparams --crop-pct 0.875 "
+        "--train-data-mode train --val-data-mode val --init_loss_scaling 1024"
+    )
+    meant = {
+        "optimizer.lr": 1e-3,
+        "schedule.min_lr": 2e-6,
+        "optimizer.epsilon": 1e-7,
+        "optimizer.beta1": 0.8,
+        "augment.color_jitter": 0.4,
+        "augment.interpolation": "bilinear",
+        "mix.probability": 0.9,
+        "mix.switch": 0.3,
+        "mix.mode": "pair",
+        "mix.cutmix_minmax": [0.2, 0.8],
+        "model.pretrained": "b1.pdparams",
+        "data.crop_pct": 0.875,
+        "amp.initial_scale": 1024.0,
+    }
+    assert commands.train_config(shlex.split(flags)) == load_config(None, meant.items())
+
+
 @pytest.mark.parametrize("door", ["eval", "predict"])
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_evaluation_commands(door, number, monkeypatch):
@@ -85,7 +110,8 @@ def test_evaluation_commands(door, number, monkeypatch):
     weights = f"data/CycleMLP_pretrained/paddle_CycleMLP_B{number}.pdparams"
     size = "--batch-size 10" if number > 2 else ""
     command = f"--model CycleMLP_B{number} {size} --model-pretrained {weights} "
-    command += "--val-data-dir val --val-txt-path val.txt"
+    what = "val" if door == "eval" else "test"
+    command += f"--{what}-data-dir val --{what}-txt-path val.txt --{what}-data-mode {what} --drop 0"
     assert commands.main([door, *shlex.split(command)]) == 1
     settings = {"model.variant": f"b{number}", "model.pretrained": weights, "data.val_images": "val"}
     settings |= {"data.val_list": "val.txt", **({"data.batch_size": 10} if number > 2 else {})}
@@ -98,6 +124,14 @@ def test_evaluation_commands(door, number, monkeypatch):
         ("--is_amp maybe", "it takes true or false"),
         ("--model CycleMLP_B9", "unknown CycleMLP variant"),
         ("--distillation 1", "unrecognized arguments"),
+        ("--opt SGD", "argument --opt: 'SGD'; the optimizer is AdamW: --set optimizer"),
+        ("--sched StepDecay", "argument --sched: 'StepDecay'; the schedule is a warm-up and a cosine: --set schedule"),
+        ("--t-max 100", "argument --t-max: '100'; the cosine ends with the run: --epochs"),
+        ("--last-epoch 3", "argument --last-epoch: '3'; a run goes on where it was by itself: --resume auto"),
+        ("--start_epoch 3", "argument --start_epoch: '3'; a run goes on where it was by itself: --resume auto"),
+        ("--train-data-mode test", "argument --train-data-mode: 'test'; data.train_list has labels"),
+        ("--val-data-mode test", "argument --val-data-mode: 'test'; data.val_list has labels"),
+        ("--drop 0.1", "argument --drop: '0.1'; the network has no dropout, but stochastic depth: --drop-path"),
     ],
 )
 def test_wrong_flags(flags, message, capsys):

@@ -3,7 +3,13 @@ import paddle
 import pytest
 
 from classification.config import DistillationConfig
-from classification.losses import hard_distillation, soft_distillation, soft_target_cross_entropy, training_losses
+from classification.losses import (
+    cross_entropy,
+    hard_distillation,
+    soft_distillation,
+    soft_target_cross_entropy,
+    training_losses,
+)
 
 RNG = np.random.default_rng(1)
 STUDENT, TEACHER = RNG.standard_normal((4, 7)), RNG.standard_normal((4, 7))
@@ -73,3 +79,31 @@ def test_losses_are_reported_by_name_and_weighed_by_alpha(kind):
         assert losses["loss"] == pytest.approx(0.7 * losses["task"] + 0.3 * losses["distillation"])
     with pytest.raises(ValueError, match="as many classes"):
         training_losses(tensor(STUDENT), tensor(TARGETS), tensor(TEACHER[:, :3]), DistillationConfig(type="soft"))
+
+
+@pytest.mark.parametrize("spread", [1, 30, 300, 1e4])
+def test_losses_of_large_logits_are_those_of_float64(spread):
+    """Paddle's log_softmax ends at -64; the losses of untrained or diverging networks do not."""
+    rng = np.random.default_rng(2)
+    logits, teacher = (rng.standard_normal((16, 1000)).astype("float32") * np.float32(spread) for _ in range(2))
+    targets, labels = rng.dirichlet(np.full(1000, 0.1), 16), rng.integers(1000, size=16)
+    own, others = log_softmax(logits.astype(np.float64)), log_softmax(teacher.astype(np.float64))
+    student = tensor(logits, gradient=True)
+    loss = soft_target_cross_entropy(student, tensor(targets))
+    loss.backward()
+    assert float(loss) == pytest.approx(-(targets * own).sum(1).mean(), rel=1e-5)
+    assert student.grad.numpy() == pytest.approx((np.exp(own) - targets) / 16, abs=1e-6)
+    losses = cross_entropy(tensor(logits), paddle.to_tensor(labels)).numpy()
+    assert losses == pytest.approx(-own[np.arange(16), labels], rel=1e-5, abs=1e-5)
+    decided = -own[np.arange(16), teacher.argmax(1)].mean()
+    assert float(hard_distillation(tensor(logits), tensor(teacher))) == pytest.approx(decided, rel=1e-5)
+    for direction, expected in (("forward", kl(others, own)), ("reverse", kl(own, others))):
+        soft = soft_distillation(tensor(logits), tensor(teacher), 1.0, direction=direction)
+        assert float(soft) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_authors_reduction_divides_by_the_classes_too():
+    config = DistillationConfig(type="soft", tau=3.0, reduction="mean")
+    losses = training_losses(tensor(STUDENT), tensor(TARGETS), tensor(TEACHER), config)
+    expected = 9 * kl(log_softmax(TEACHER / 3), log_softmax(STUDENT / 3)) / 7
+    assert float(losses["distillation"]) == pytest.approx(expected, rel=1e-5)

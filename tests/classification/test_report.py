@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import sys
@@ -102,3 +103,24 @@ def test_a_resumed_runs_first_line_is_not_joined_to_one_that_a_kill_cut_short(tm
     RunLog(tmp_path, enabled=True).write("train", {"step": 5})
     assert [row["event"] for row in read_log(tmp_path / "log.jsonl")] == ["start", "start", "train"]
     assert "\n\n" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_summary_and_curves_are_written_while_the_run_lasts(digits, tmp_path):
+    changes = {"run__save_every": 2}
+    Trainer(tiny_config(digits, tmp_path, **changes)).run(stop_at=7)
+    curves = (tmp_path / "curves.png").read_bytes()
+
+    def summary():
+        with (tmp_path / "summary.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    assert [row["step"] for row in summary()] == ["5"]
+    Trainer(tiny_config(digits, tmp_path, **changes, run__resume="auto")).run()
+    assert [row["step"] for row in summary()] == ["5", "10"]
+    assert (tmp_path / "curves.png").read_bytes() != curves
+    log = {(row["event"], row.get("step")): row for row in read_log(tmp_path / "log.jsonl")}
+    for row in summary():
+        step = int(row["step"])
+        assert float(row["top1"]) == log["evaluation", step]["top1"]
+        assert float(row["ema_loss"]) == log["evaluation", step]["ema_loss"]
+        assert float(row["train_loss"]) == log["train", step]["loss"]

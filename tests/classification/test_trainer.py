@@ -45,7 +45,7 @@ def test_a_run_leaves_configuration_environment_log_curves_and_weights(whole):
     names = {entry.name for entry in whole.iterdir()}
     assert names == {
         "best.pdparams", "checkpoints", "config.yml", "curves.png", "environment.json", "last.pdparams",
-        "last_ema.pdparams", "log.jsonl", "report.json",
+        "last_ema.pdparams", "log.jsonl", "report.json", "run.lock", "summary.csv",
     }  # fmt: skip
     rows = log_rows(whole, "train")
     assert [row["step"] for row in rows] == list(range(1, 11))
