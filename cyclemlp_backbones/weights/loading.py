@@ -20,7 +20,7 @@ from cyclemlp_backbones.variants import variant_name
 from cyclemlp_backbones.weights import formats
 from cyclemlp_backbones.weights.download import cache_folder, fetch, is_url
 from cyclemlp_backbones.weights.formats import LAYOUTS, Layout, MissingCheckpointError
-from cyclemlp_backbones.weights.pickles import CheckpointError, printable
+from cyclemlp_backbones.weights.pickles import CheckpointError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -297,8 +297,3 @@ def adapt_stem(weight: np.ndarray, in_channels: int) -> np.ndarray:
         return weight.sum(1, keepdims=True)
     order = np.arange(in_channels) % weight.shape[1]
     return weight[:, order] * weight.dtype.type(weight.shape[1] / in_channels)
-
-
-def listed(names: Sequence[str], limit: int = 60) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(printable, names[:limit])) + more
