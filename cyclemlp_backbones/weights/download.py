@@ -207,14 +207,16 @@ def _try(url: str, part: Path, size: int | None, progress: tqdm, *, length_neede
     with _open(url, headers) as response:
         start, total = _announced(url, response, start, version)
         total = size if total is None else total
+        wrong = None
         if total is None and length_needed:
-            reason = "the server does not tell the length of the file: nothing could tell that it is whole"
-            raise DownloadError(url, reason)
-        if size not in (None, total):
+            wrong = "the server does not tell the length of the file: nothing could tell that it is whole"
+        elif size not in (None, total):
             _discard(part)
-            raise DownloadError(url, f"the server has a file of {total} bytes, expected {size}")
-        if total is not None and total - start > shutil.disk_usage(part.parent).free:
-            raise DownloadError(url, f"{part.parent} has no room for {total - start} bytes; {_ROOM}")
+            wrong = f"the server has a file of {total} bytes, expected {size}"
+        elif total is not None and total - start > shutil.disk_usage(part.parent).free:
+            wrong = f"{part.parent} has no room for {total - start} bytes; {_ROOM}"
+        if wrong:
+            raise DownloadError(url, wrong)
         if not start:
             _discard(part)
             if version := _version(response.headers):
@@ -224,9 +226,7 @@ def _try(url: str, part: Path, size: int | None, progress: tqdm, *, length_neede
         response.length = None  # else a body that is longer than announced would end there, unnoticed
         received = start
         with part.open("ab") as file:
-            while chunk := _read(
-                response, _CHUNK if total is None else min(_CHUNK, total - received + 1), received == total
-            ):
+            while chunk := _read(response, complete=received == total):
                 file.write(chunk)
                 received += len(chunk)
                 progress.update(len(chunk))
@@ -239,9 +239,8 @@ def _try(url: str, part: Path, size: int | None, progress: tqdm, *, length_neede
 def _open(url: str, headers: dict[str, Any]) -> Any:
     """The server's answer; _Again or a DownloadError if there is none."""
     try:
-        return urllib.request.build_opener(_Redirects).open(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-        )
+        request = urllib.request.Request(url, headers=headers)
+        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         answer = f"the server answers {error.code} {printable(error.reason)}"
         if error.code not in _TRANSIENT:
@@ -250,12 +249,12 @@ def _open(url: str, headers: dict[str, Any]) -> Any:
     except (http.client.InvalidURL, ValueError) as error:  # of a redirection
         raise DownloadError(url, printable(error)) from error
     except (http.client.HTTPException, OSError) as error:
-        raise _Again(f"no connection ({printable(getattr(error, 'reason', error))})") from error
+        raise _Again(f"no connection ({printable(getattr(error, 'reason', error)) or type(error).__name__})") from error
 
 
-def _read(response: Any, size: int, complete: bool) -> bytes:
+def _read(response: Any, *, complete: bool) -> bytes:
     try:
-        return response.read(size)
+        return response.read(_CHUNK)
     except (http.client.HTTPException, OSError) as error:
         if complete:
             return b""

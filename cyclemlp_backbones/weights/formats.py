@@ -192,6 +192,8 @@ def _read_torch_zip(data: memoryview, path: Path) -> Any:
 
 def _parse_storage(identifier: Any) -> tuple[np.dtype, str, int]:
     """(element type, key, number of elements) of PyTorch's persistent id of a storage."""
+    if not isinstance(identifier, tuple) or len(identifier) not in (5, 6):
+        raise damaged("its pickle refers to what is no PyTorch storage")
     kind, dtype, key, _, length, *view = identifier
     if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
         raise damaged("its pickle refers to what is no PyTorch storage")
@@ -286,14 +288,13 @@ def _find_weights(tree: Any, path: Path) -> dict[str, StoredArray]:
 def _join_slices(tree: dict) -> None:
     """Puts together what Paddle's pickle protocols 2 and 3 cut up: parameters of more than a gigabyte."""
     for name, entry in tree.pop("UnpackBigParamInfor@@", {}).items():
-        parts = [tree.pop(part, None) for part in entry["slices"]]
-        if (
-            name in tree
-            or not all(isinstance(part, StoredArray) for part in parts)
-            or len({part.dtype for part in parts}) != 1
-        ):
+        slices, shape = entry["slices"], entry["OriginShape"]
+        if name in tree or not isinstance(slices, list):  # bytes would make a list many times as large
+            raise damaged(f"its table of cut-up parameters makes no sense at {printable(name)!r}")
+        parts = [tree.pop(part, None) for part in slices]
+        if not all(isinstance(part, StoredArray) for part in parts) or len({part.dtype for part in parts}) != 1:
             raise damaged(f"parts of the cut-up parameter {printable(name)!r} are missing or differ in dtype")
-        tree[name] = join(parts, tuple(entry["OriginShape"]))
+        tree[name] = join(parts, tuple(shape) if isinstance(shape, list) else shape)
 
 
 def strip_prefixes(arrays: Mapping[str, Any]) -> dict[str, Any]:
