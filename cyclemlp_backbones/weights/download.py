@@ -211,7 +211,6 @@ def _try(url: str, part: Path, size: int | None, progress: tqdm, *, length_neede
         if total is None and length_needed:
             wrong = "the server does not tell the length of the file: nothing could tell that it is whole"
         elif size not in (None, total):
-            _discard(part)
             wrong = f"the server has a file of {total} bytes, expected {size}"
         elif total is not None and total - start > shutil.disk_usage(part.parent).free:
             wrong = f"{part.parent} has no room for {total - start} bytes; {_ROOM}"

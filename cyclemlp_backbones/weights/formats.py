@@ -80,7 +80,8 @@ def read_checkpoint_file(path: str | os.PathLike) -> CheckpointFile:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give a weights file in it")
     if not path.exists():
-        raise MissingCheckpointError(f"there is no weights file {path}; check the path, or put the file there")
+        advice = "check the path, or use pretrained=True for the published weights"
+        raise MissingCheckpointError(f"there is no weights file {path}; {advice}")
     try:
         if path.stat().st_size == 0:
             raise damaged("it is empty")

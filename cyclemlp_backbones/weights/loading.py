@@ -19,7 +19,7 @@ from cyclemlp_backbones.cyclenet import CycleFC, cycle_offsets
 from cyclemlp_backbones.variants import variant_name
 from cyclemlp_backbones.weights import formats
 from cyclemlp_backbones.weights.download import cache_folder, fetch, is_url
-from cyclemlp_backbones.weights.formats import LAYOUTS, Layout, MissingCheckpointError
+from cyclemlp_backbones.weights.formats import LAYOUTS, Layout
 from cyclemlp_backbones.weights.pickles import CheckpointError, listed
 
 logger = logging.getLogger(__name__)
@@ -182,9 +182,8 @@ def set_values(
     if wrong:
         what = f"these weights are no floating-point numbers: {listed(wrong)}; write the file again"
         raise CheckpointError(f"{described}: {what}")
-    values = {
-        name: paddle.to_tensor(np.asarray(arrays[name], order="C")).astype(tensors[name].dtype) for name in tensors
-    }
+    contiguous = {name: np.asarray(arrays[name], order="C") for name in tensors}
+    values = {name: paddle.to_tensor(contiguous[name]).astype(tensor.dtype) for name, tensor in tensors.items()}
     wrong = [name for name, value in values.items() if not np.isfinite(value.astype("float32").numpy()).all()]
     if wrong:
         what = f"values that are not finite (or too large for the network's dtype) in {listed(wrong)}"
@@ -202,45 +201,33 @@ def locate_weights(pretrained: str | os.PathLike | Literal[True], variant: str) 
     if pretrained is True:
         variant = variant_name(variant)
         if variant not in PUBLISHED:
-            raise ValueError(
-                f"no weights are published for CycleMLP {variant}, only for {', '.join(PUBLISHED)}; give a path or URL"
-            )
-        return fetch(PUBLISHED[variant])
+            known = f"only for {', '.join(PUBLISHED)}; give a path or URL"
+            raise ValueError(f"no weights are published for CycleMLP {variant}, {known}")
+        pretrained = PUBLISHED[variant]
     if not isinstance(pretrained, (str, os.PathLike)) or not os.fspath(pretrained):
         raise ValueError(f"pretrained is {pretrained!r}; it takes None, True, a path or a URL")
-    if isinstance(pretrained, str) and is_url(pretrained):
-        return fetch(pretrained)
-    path = Path(pretrained).expanduser()
-    if not path.exists():
-        raise MissingCheckpointError(
-            f"there is no weights file {path}; check the path, or use pretrained=True for the published weights"
-        )
-    return path
+    return fetch(pretrained) if isinstance(pretrained, str) and is_url(pretrained) else Path(pretrained).expanduser()
 
 
 def read_source(source: Any) -> tuple[str, Mapping[str, np.ndarray], Layout | None]:
     """What messages call `source`, its arrays, and its layout where it tells one."""
     if isinstance(source, Mapping):
         is_paddle = any(isinstance(value, Tensor) for value in source.values())
-        arrays = formats.strip_prefixes({name: _to_numpy(value) for name, value in source.items()})
+        # NumPy would get the bits of bfloat16 as integers
+        half = {name for name, value in source.items() if isinstance(value, Tensor) and value.dtype == paddle.bfloat16}
+        plain = {name: value.astype("float32") if name in half else value for name, value in source.items()}
+        arrays = formats.strip_prefixes({name: np.asarray(value) for name, value in plain.items()})
         return "a mapping of arrays", arrays, "paddle" if is_paddle else None
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(
-            f"source is of type {type(source).__name__}; load_weights takes the path of a file or a mapping of arrays"
-        )
-    path = fetch(source) if isinstance(source, str) and is_url(source) else source
+        kind = type(source).__name__
+        raise ValueError(f"source is of type {kind}; load_weights takes the path of a file or a mapping of arrays")
+    path = Path(fetch(source) if isinstance(source, str) and is_url(source) else source)
     try:
-        return os.fspath(path), *formats.read_checkpoint_file(path)
+        return str(path), *formats.read_checkpoint_file(path)
     except CheckpointError as error:
-        if Path(path).parent == cache_folder() and Path(path).exists():
+        if path.parent == cache_folder() and path.exists():
             raise CheckpointError(f"{error}. Delete it to download it again") from error
         raise
-
-
-def _to_numpy(value: Any) -> np.ndarray:
-    if isinstance(value, Tensor) and value.dtype == paddle.bfloat16:
-        value = value.astype("float32")  # NumPy would get the bits as integers
-    return np.asarray(value)
 
 
 def backbone_part(
