@@ -15,12 +15,11 @@ from cyclemlp_backbones.weights.loading import (
     STEM,
     LoadReport,
     backbone_part,
-    listed,
     load_weights,
     locate_weights,
     read_source,
 )
-from cyclemlp_backbones.weights.pickles import CheckpointError
+from cyclemlp_backbones.weights.pickles import CheckpointError, listed
 
 Pretrained = str | os.PathLike | bool | None
 

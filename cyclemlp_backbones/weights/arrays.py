@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from cyclemlp_backbones.weights.pickles import Inert, Known, LongText, damaged, printable, refused
+from cyclemlp_backbones.weights.pickles import Inert, Known, damaged, printable, refused
 
 _NUMBERS = ("b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 
@@ -19,7 +18,7 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     """`shape` as a tuple of sizes, if it is one."""
     short = isinstance(shape, tuple) and len(shape) <= 16
     if not short or not all(type(size) is int and 0 <= size < 1 << 62 for size in shape):
-        raise damaged("an array's shape, strides or position are not a short tuple of natural numbers")
+        raise damaged("an array's shape, strides, length or position are not a short tuple of natural numbers")
     return shape
 
 
@@ -39,19 +38,14 @@ class StoredArray:
 
     def build(self, state: Any) -> None:
         """What a pickle tells of a `numpy.ndarray` after its construction."""
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise damaged("a NumPy array in its pickle has no shape, dtype and bytes")
-        self.describe(state[1], state[2], "F" if state[3] else "C", state[4])
+        _, shape, dtype, fortran, content = state
+        self.describe(shape, dtype, "F" if fortran else "C", content)
 
     def describe(self, shape: Any, dtype: Any, order: Any, content: Any) -> StoredArray:
+        content = _encode(content) if isinstance(content, str) else content  # bytes of Python 2
         if not isinstance(dtype, NumpyDtype) or order not in ("C", "F"):
             raise damaged("a NumPy array in its pickle has no dtype or order")
-        if isinstance(content, (bytes, memoryview)):
-            self.content = lambda: content
-        elif isinstance(content, (str, LongText)):  # bytes of Python 2, or as protocol 2 writes them
-            self.content = partial(content.encode, "latin-1")
-        else:
-            raise damaged("a NumPy array in its pickle has no bytes")
+        self.content = content if callable(content) else lambda: memoryview(content)
         self.shape, self.dtype, self.order = check_shape(shape), dtype.dtype, order
         self.offset, self.strides = 0, None
         return self
@@ -96,15 +90,14 @@ class NumpyDtype:
     def __init__(self, code: Any, *_: Any):
         if not isinstance(code, str) or code not in _NUMBERS:
             shown = repr(printable(code)) if isinstance(code, str) else type(code).__name__
-            what = "object" if isinstance(code, str) and code.strip("|")[:1] == "O" else shown
+            what = "object" if shown.strip("'|").startswith("O") else shown
             raise refused(f"an array of dtype {what}", f"arrays are of numbers: {', '.join(_NUMBERS)}")
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
-        if not isinstance(order, str) or order not in ("<", ">", "|", "="):
+        if state[1] not in ("<", ">", "|", "="):
             raise damaged("a NumPy dtype in its pickle has no byte order")
-        self.dtype = self.dtype.newbyteorder(order)  # type: ignore[arg-type]
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +116,11 @@ def _reconstruct(kind: Any, *_: Any) -> StoredArray:
     return StoredArray()
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> Any:
-    """The text itself: an array decodes it when it is loaded."""
-    if not isinstance(text, (str, LongText)) or encoding not in ("latin1", "latin-1"):
+def _encode(text: Any, encoding: Any = "latin1") -> Callable[[], bytes]:
+    """What encodes the text, which may lie in the file, when an array is loaded."""
+    if not isinstance(text, (str, memoryview)) or encoding not in ("latin1", "latin-1"):
         raise damaged("its pickle encodes something other than text, or other than as latin1")
-    return text
+    return lambda: (text if isinstance(text, str) else str(text, "utf-8")).encode("latin-1")
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredArray:
@@ -146,38 +139,40 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: 
     return StoredArray(storage.content, order, shape, offset * dtype.itemsize, in_bytes)
 
 
+def _tuple(items: Any = ()) -> tuple:
+    return items if isinstance(items, tuple) else ()
+
+
 _NDARRAY = Known("numpy.ndarray")
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": lambda: {},  # pickle sets its items one by one
-    "argparse.Namespace": lambda *_: Inert("argparse.Namespace"),
-    "_codecs.encode": _encode,
-    "numpy.dtype": NumpyDtype,
-    "torch.Size": lambda items=(): items if isinstance(items, tuple) else (),
-    "torch.device": lambda *_: Inert("torch.device"),
-    **{f"torch._utils._rebuild_tensor{version}": _rebuild_tensor for version in ("", "_v2", "_v3")},
-    **{f"torch._utils._rebuild_parameter{with_state}": lambda tensor, *_: tensor for with_state in ("", "_with_state")},
+_CALLS: dict[Callable[..., Any], str] = {
+    lambda: {}: "collections.OrderedDict",  # pickle sets its items one by one
+    lambda: b"": "builtins.bytes __builtin__.bytes",  # the second is Python 2's name, which protocol 2 writes
+    _tuple: "torch.Size builtins.tuple __builtin__.tuple",  # (name, array): how Paddle writes a tensor
+    _encode: "_codecs.encode",
+    NumpyDtype: "numpy.dtype",
+    # NumPy 1's name and NumPy 2's
+    _reconstruct: "numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct",
+    lambda dtype, data: StoredArray().describe((), dtype, "C", data): (
+        "numpy.core.multiarray.scalar numpy._core.multiarray.scalar"
+    ),
+    lambda data, dtype, shape, order: StoredArray().describe(shape, dtype, order, data): (
+        "numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer"
+    ),
+    _rebuild_tensor: "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3",
+    lambda tensor, *_: tensor: "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state",
 }
-for _module in ("builtins", "__builtin__"):  # Python 3's name and Python 2's, which protocol 2 writes
-    _FUNCTIONS[f"{_module}.tuple"] = _FUNCTIONS["torch.Size"]  # (name, array): how Paddle writes a tensor
-    _FUNCTIONS[f"{_module}.bytes"] = lambda: b""
-    _FUNCTIONS[f"{_module}.set"] = lambda *_: Inert("set")
-for _core in ("numpy.core", "numpy._core"):  # NumPy 1's name and NumPy 2's
-    _FUNCTIONS[f"{_core}.multiarray._reconstruct"] = _reconstruct
-    _FUNCTIONS[f"{_core}.multiarray.scalar"] = lambda dtype, data: StoredArray().describe((), dtype, "C", data)
-    _FUNCTIONS[f"{_core}.numeric._frombuffer"] = lambda data, dtype, *how: StoredArray().describe(
-        how[0], dtype, how[1], data
-    )
-
-_CODES = ("f4", "f8", "f2", "u2", "i8", "i4", "i2", "i1", "u1", "b1", "u1")
-_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")
-_TYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_TYPES = {
+    **{"f4": "float32 FloatStorage", "f8": "float64 DoubleStorage", "f2": "float16 HalfStorage"},
+    **{"u2": "bfloat16 BFloat16Storage", "i8": "int64 LongStorage", "i4": "int32 IntStorage"},
+    **{"i2": "int16 ShortStorage", "i1": "int8 CharStorage", "b1": "bool BoolStorage"},
+    "u1": "uint8 ByteStorage UntypedStorage storage.UntypedStorage",
+}
+_INERT = ("argparse.Namespace", "torch.device", "builtins.set", "__builtin__.set")
 
 NAMES: dict[str, Any] = {
     "numpy.ndarray": _NDARRAY,
-    "torch.storage.UntypedStorage": np.dtype("u1"),
-    **{name: Known(name, call) for name, call in _FUNCTIONS.items()},
-    **{f"torch.{name}Storage": np.dtype(f"<{code}") for name, code in zip(_STORAGES, _CODES)},
-    **{f"torch.{name}": np.dtype(f"<{code}") for name, code in zip(_TYPES, _CODES)},
+    **{name: Known(name, lambda *_, name=name: Inert(name)) for name in _INERT},
+    **{name: Known(name, call) for call, names in _CALLS.items() for name in names.split()},
+    **{f"torch.{name}": np.dtype(f"<{code}") for code, names in _TYPES.items() for name in names.split()},
 }
 """All that a weights file's pickle may name: "module.name" -> what it stands for."""

@@ -35,6 +35,7 @@ RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 MAX_TRIES = 20
 
 _CHUNK = 1 << 20
+_NATURAL = "[0-9]{1,18}"
 _ROOM = "free space there, or set CYCLEMLP_HOME to another folder"
 _TRANSIENT = frozenset([408, 416, 425, 429, 500, 502, 503, 504])
 
@@ -46,8 +47,12 @@ class DownloadError(OSError):
         super().__init__(f"could not download {url}: {reason}\nTo do it by hand, put the file at {cached_path(url)}")
 
 
-class _Interrupted(Exception):
-    """This try failed; another may succeed."""
+class _Again(Exception):
+    """This try failed; another may succeed, which starts anew where `discard` is set."""
+
+    def __init__(self, reason: object, *, discard: bool = False):
+        super().__init__(reason)
+        self.discard = discard
 
 
 def is_url(text: str) -> bool:
@@ -82,10 +87,9 @@ def fetch(url: str, *, sha256: str | None = None, size: int | None = None) -> Pa
     if not target.exists():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _only_one_process(target) as alone:
+            with _only_one_process(target) as mark:
                 if not target.exists():
-                    part = Path(f"{target}.part" if alone else f"{target}.{socket.gethostname()}.{os.getpid()}.part")
-                    _Download(url, target, part, sha256, size).run()
+                    _download(url, target, Path(f"{target}{mark}.part"), sha256, size)
         except DownloadError:
             raise
         except OSError as error:
@@ -96,17 +100,17 @@ def fetch(url: str, *, sha256: str | None = None, size: int | None = None) -> Pa
 
 
 @contextmanager
-def _only_one_process(target: Path) -> Iterator[bool]:
-    """Waits until no other process downloads `target`; False where the file system knows no locks."""
+def _only_one_process(target: Path) -> Iterator[str]:
+    """Waits until no other process downloads `target`; gives what tells this one's part from theirs, "" if alone."""
     with Path(f"{target}.lock").open("w") as file:
         try:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
         except (ImportError, OSError):  # Windows; some network file systems
-            yield False
+            yield f".{socket.gethostname()}.{os.getpid()}"
         else:
-            yield True
+            yield ""
 
 
 def _record(path: Path, content: dict[str, Any]) -> None:
@@ -119,9 +123,7 @@ def _recorded(path: Path) -> dict[str, Any]:
     """What is known of the file `path`; empty if nothing is."""
     record = Path(f"{path}.json")
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+        content = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     except ValueError as error:
         raise CheckpointError(f"{record} is damaged; delete it") from error
     return content if isinstance(content, dict) else {}
@@ -155,135 +157,128 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, response, code, message, headers, url)
 
 
-class _Download:
-    """One file's way into the cache. `part` holds what has come so far, a record beside it of which version that is."""
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
-    def __init__(self, url: str, target: Path, part: Path, sha256: str | None, size: int | None):
-        self.url, self.target, self.part, self.sha256, self.size = url, target, part, sha256, size
 
-    def run(self) -> None:
-        delays = list(RETRY_DELAYS)
-        with tqdm(unit="B", unit_scale=True, desc=self.target.name, mininterval=0.5) as progress:
-            for number in range(1, MAX_TRIES + 1):
-                before = self._part_size()
-                try:
-                    self._try(progress)
-                    break
-                except _Interrupted as error:
-                    delays = list(RETRY_DELAYS) if self._part_size() > before else delays
-                    if not delays or number == MAX_TRIES:
-                        kept = "what has come so far is kept, and the next call goes on from there"
-                        raise DownloadError(self.url, f"{error}; {kept}") from error
-                    logger.warning("%s: %s; trying again in %g s", self.url, error, delays[0])
-                    time.sleep(delays.pop(0))
-        found = files.sha256(self.part)
-        if self.sha256 is not None and found != self.sha256.lower():
-            self._discard()
-            raise DownloadError(self.url, f"its sha256 is {found}, expected {self.sha256.lower()}")
-        _record(self.target, {"url": self.url, "sha256": found, "size": self._part_size()})
-        files.write_atomically(self.target, lambda temporary: os.replace(self.part, temporary))
-        self._discard()
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    Path(f"{part}.json").unlink(missing_ok=True)
 
-    def _part_size(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
 
-    def _discard(self) -> None:
-        self.part.unlink(missing_ok=True)
-        Path(f"{self.part}.json").unlink(missing_ok=True)
+def _download(url: str, target: Path, part: Path, sha256: str | None, size: int | None) -> None:
+    """Brings the file into the cache. `part` has what has come so far, a record beside it of which version that is."""
+    delays = list(RETRY_DELAYS)
+    with tqdm(unit="B", unit_scale=True, desc=target.name, mininterval=0.5) as progress:
+        for number in range(1, MAX_TRIES + 1):
+            before = _size(part)
+            try:
+                _try(url, part, size, progress, length_needed=sha256 is None)
+                break
+            except _Again as error:
+                if error.discard:
+                    _discard(part)
+                delays = list(RETRY_DELAYS) if _size(part) > before else delays
+                if not delays or number == MAX_TRIES:
+                    kept = "what has come so far is kept, and the next call goes on from there"
+                    raise DownloadError(url, f"{error}; {kept}") from error
+                logger.warning("%s: %s; trying again in %g s", url, error, delays[0])
+                time.sleep(delays.pop(0))
+    found = files.sha256(part)
+    if sha256 is not None and found != sha256.lower():
+        _discard(part)
+        raise DownloadError(url, f"its sha256 is {found}, expected {sha256.lower()}")
+    _record(target, {"url": url, "sha256": found, "size": _size(part)})
+    files.write_atomically(target, lambda temporary: os.replace(part, temporary))
+    _discard(part)
 
-    def _try(self, progress: tqdm) -> None:
-        try:
-            version = _recorded(self.part).get("version")
-        except CheckpointError:
-            version = None
-        if not isinstance(version, str):
-            self._discard()  # nothing tells whether the server still has the version that these bytes are of
-        start = self._part_size()
-        headers: dict[str, Any] = {"User-Agent": "cyclemlp-backbones", "Accept-Encoding": "identity"}
-        if start:
-            headers |= {"Range": f"bytes={start}-", "If-Range": version}
-        try:
-            opener = urllib.request.build_opener(_Redirects)
-            response = opener.open(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT)
-        except urllib.error.HTTPError as error:
-            answer = f"the server answers {error.code} {printable(error.reason)}"
-            if error.code == 416:  # it has not as many bytes as have come already
-                self._discard()
-            raise (_Interrupted(answer) if error.code in _TRANSIENT else DownloadError(self.url, answer)) from error
-        except urllib.error.URLError as error:
-            raise _Interrupted(f"no connection ({printable(error.reason)})") from error
-        except (http.client.InvalidURL, ValueError) as error:  # of a redirection
-            raise DownloadError(self.url, printable(error)) from error
-        except (http.client.HTTPException, OSError) as error:
-            raise _broken(error) from error
-        with response:
-            self._receive(response, start, version, progress)
 
-    def _receive(self, response: Any, start: int, version: str | None, progress: tqdm) -> None:
-        headers, resumed = response.headers, response.status == 206
-        encoding, announced = headers.get("Content-Encoding", "identity"), headers.get("Content-Length")
-        if headers.get_content_type() == "text/html":
-            raise DownloadError(
-                self.url, "the server answers with a web page; check the URL and whether a proxy asks for a login"
-            )
-        if response.status not in (200, 206) or encoding.lower() != "identity":
-            raise DownloadError(
-                self.url, f"the server answers {response.status}, encoding {printable(encoding)}, not the file"
-            )
-        if announced is not None and not re.fullmatch(_NATURAL, announced):
-            raise DownloadError(self.url, f"the server announces a length of {printable(announced)!r}")
-        total = self.size if announced is None else int(announced)
-        new_version = _version(headers)
-        if resumed:
-            part = re.fullmatch(f"bytes ({_NATURAL})-{_NATURAL}/({_NATURAL})", headers.get("Content-Range", ""))
-            if part is None or int(part[1]) != start or new_version not in (None, version):
-                self._discard()
-                raise _Interrupted("the server sends another part or version than was asked for; starting anew")
-            total = int(part[2])
-        else:
-            start = 0
-        if total is None and self.sha256 is None:
-            raise DownloadError(
-                self.url, "the server does not tell the length of the file: nothing could tell that it is whole"
-            )
-        if self.size not in (None, total):
-            self._discard()
-            raise DownloadError(self.url, f"the server has a file of {total} bytes, expected {self.size}")
-        if total is not None and total - start > shutil.disk_usage(self.part.parent).free:
-            raise DownloadError(self.url, f"{self.part.parent} has no room for {total - start} bytes; {_ROOM}")
-        if not resumed:
-            self._discard()
-            if new_version is not None:
-                _record(self.part, {"url": self.url, "version": new_version})
+def _try(url: str, part: Path, size: int | None, progress: tqdm, *, length_needed: bool) -> None:
+    """Asks once for what is missing of the file; _Again if it did not all come."""
+    try:
+        version = _recorded(part).get("version")
+    except CheckpointError:
+        version = None
+    if not isinstance(version, str):
+        _discard(part)  # nothing tells whether the server still has the version that these bytes are of
+    headers: dict[str, Any] = {"User-Agent": "cyclemlp-backbones", "Accept-Encoding": "identity"}
+    if start := _size(part):
+        headers |= {"Range": f"bytes={start}-", "If-Range": version}
+    with _open(url, headers) as response:
+        start, total = _announced(url, response, start, version)
+        total = size if total is None else total
+        wrong = None
+        if total is None and length_needed:
+            wrong = "the server does not tell the length of the file: nothing could tell that it is whole"
+        elif size not in (None, total):
+            wrong = f"the server has a file of {total} bytes, expected {size}"
+        elif total is not None and total - start > shutil.disk_usage(part.parent).free:
+            wrong = f"{part.parent} has no room for {total - start} bytes; {_ROOM}"
+        if wrong:
+            raise DownloadError(url, wrong)
+        if not start:
+            _discard(part)
+            if version := _version(response.headers):
+                _record(part, {"url": url, "version": version})
         progress.reset(total)
         progress.n = progress.initial = start  # what came earlier does not count in the rate
-        received = start
         response.length = None  # else a body that is longer than announced would end there, unnoticed
-        with self.part.open("ab" if resumed else "wb") as file:
-            while total is None or received <= total:
-                try:
-                    chunk = response.read(_CHUNK if total is None else min(_CHUNK, total - received + 1))
-                except (http.client.HTTPException, OSError) as error:
-                    if received == total:
-                        break
-                    raise _broken(error) from error
-                if not chunk:
-                    break
+        received = start
+        with part.open("ab") as file:
+            while chunk := _read(response, complete=received == total):
                 file.write(chunk)
                 received += len(chunk)
                 progress.update(len(chunk))
+                if total is not None and received > total:
+                    raise _Again(f"more than the {total} bytes came that were announced; starting anew", discard=True)
         if total is not None and received < total:
-            raise _Interrupted(f"the connection broke after {received} of {total} bytes")
-        if total is not None and received > total:
-            self._discard()
-            raise _Interrupted(f"more than the {total} bytes came that were announced; starting anew")
+            raise _Again(f"the connection broke after {received} of {total} bytes")
 
 
-_NATURAL = "[0-9]{1,18}"
+def _open(url: str, headers: dict[str, Any]) -> Any:
+    """The server's answer; _Again or a DownloadError if there is none."""
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        answer = f"the server answers {error.code} {printable(error.reason)}"
+        if error.code not in _TRANSIENT:
+            raise DownloadError(url, answer) from error
+        raise _Again(answer, discard=error.code == 416) from error  # 416: it has not as many bytes as have come
+    except (http.client.InvalidURL, ValueError) as error:  # of a redirection
+        raise DownloadError(url, printable(error)) from error
+    except (http.client.HTTPException, OSError) as error:
+        raise _Again(f"no connection ({printable(getattr(error, 'reason', error)) or type(error).__name__})") from error
 
 
-def _broken(error: Exception) -> _Interrupted:
-    return _Interrupted(f"the connection broke ({printable(error) or type(error).__name__})")
+def _read(response: Any, *, complete: bool) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except (http.client.HTTPException, OSError) as error:
+        if complete:
+            return b""
+        raise _Again(f"the connection broke ({printable(error) or type(error).__name__})") from error
+
+
+def _announced(url: str, response: Any, start: int, version: str | None) -> tuple[int, int | None]:
+    """Where in the file the answer's body starts, and the file's length if the server tells it."""
+    headers, status = response.headers, response.status
+    encoding, length = headers.get("Content-Encoding", "identity"), headers.get("Content-Length")
+    wrong = None
+    if headers.get_content_type() == "text/html":
+        wrong = "answers with a web page; check the URL and whether a proxy asks for a login"
+    elif status not in (200, 206) or encoding.lower() != "identity":
+        wrong = f"answers {status}, encoding {printable(encoding)}, not the file"
+    elif length is not None and not re.fullmatch(_NATURAL, length):
+        wrong = f"announces a length of {printable(length)!r}"
+    if wrong:
+        raise DownloadError(url, f"the server {wrong}")
+    if status == 200:
+        return 0, None if length is None else int(length)
+    part = re.fullmatch(f"bytes ({_NATURAL})-{_NATURAL}/({_NATURAL})", headers.get("Content-Range", ""))
+    if part is None or int(part[1]) != start or _version(headers) not in (None, version):
+        raise _Again("the server sends another part or version than was asked for; starting anew", discard=True)
+    return start, int(part[2])
 
 
 def _version(headers: Any) -> str | None:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import safetensors.numpy
 
 from cyclemlp_backbones.files import write_atomically
 from cyclemlp_backbones.weights.arrays import NAMES, Storage, StoredArray, check_shape, join
-from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader, damaged, printable, refused
+from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader, damaged, listed, printable, refused
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +42,11 @@ _MAX_WRAPPERS = 4
 _MAX_GROWTH, _MAX_SMALL = 2, 8_000_000
 """Arrays outgrow their file where they share a storage or were bfloat16: by this factor and this many bytes at most."""
 
-_SAFETENSORS_DTYPES = {
-    name: np.dtype(code)
-    for name, code in {
-        **{"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "i1"},
-        **{"I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "u1", "BOOL": "?"},
-    }.items()
-}
+_DTYPES = ("BF16 <u2", "F16 <f2", "F32 <f4", "F64 <f8", "I8 i1", "I16 <i2", "I32 <i4", "I64 <i8", "U8 u1", "BOOL ?")
+_SAFETENSORS_DTYPES = {name: np.dtype(code) for name, code in map(str.split, _DTYPES)}
 _MAX_HEADER = 1_000_000  # bytes, of some 8,000 arrays; as Python objects up to 40 times as many
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # PyTorch's number, version 1001
-
-# What the libraries underneath raise on bytes that make no sense.
-_MALFORMED = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError),
-    *(struct.error, zipfile.BadZipFile),
-)
 
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
@@ -90,7 +80,8 @@ def read_checkpoint_file(path: str | os.PathLike) -> CheckpointFile:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give a weights file in it")
     if not path.exists():
-        raise MissingCheckpointError(f"there is no weights file {path}; check the path, or put the file there")
+        advice = "check the path, or use pretrained=True for the published weights"
+        raise MissingCheckpointError(f"there is no weights file {path}; {advice}")
     try:
         if path.stat().st_size == 0:
             raise damaged("it is empty")
@@ -101,8 +92,11 @@ def read_checkpoint_file(path: str | os.PathLike) -> CheckpointFile:
         raise CheckpointError(f"{path}: {error}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path}: reading it takes more memory than there is") from error
-    except _MALFORMED as error:
-        raise CheckpointError(f"{path}: {damaged(f'its content makes no sense ({printable(error)})')}") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever the libraries underneath raise on bytes that make no sense
+        shown = f"{type(error).__name__}: {printable(error)}"
+        raise CheckpointError(f"{path}: {damaged(f'its content makes no sense ({shown})')}") from error
 
 
 def _read(data: memoryview, path: Path) -> CheckpointFile:
@@ -158,21 +152,17 @@ def _read_torch_zip(data: memoryview, path: Path) -> Any:
     by_name = {entry.filename: entry for entry in entries}
     weights = [printable(name) for name in sorted(by_name) if name.endswith((".pdparams", ".pth", ".safetensors"))]
     roots = [name.removesuffix("data.pkl") for name in by_name if f"/{name}".endswith("/data.pkl")]
-    if len(roots) != 1 and weights:
-        raise CheckpointError(f"it is an archive of weights files: unpack it and give one of {', '.join(weights[:9])}")
     if len(roots) != 1:
-        advice = "there is no data.pkl in it; give a file that torch.save wrote"
-        raise CheckpointError(f"it is a zip archive, but not of weights: {advice}")
-    if f"{roots[0]}constants.pkl" in by_name:
+        advice = f"unpack it and give one of {', '.join(weights[:9])}" if weights else "there is no data.pkl in it"
+        raise CheckpointError(f"it is a zip archive, but not of weights that torch.save wrote: {advice}")
+    (root,) = roots
+    if f"{root}constants.pkl" in by_name:
         raise refused("it is a TorchScript program", "save its weights: torch.save(model.state_dict(), …)")
-    seen: set[str] = set()
     for entry in entries:
-        shown = printable(entry.filename)
-        if entry.filename in seen:
-            raise refused(f"its entry {shown!r} stands twice in it", "write the file again")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise refused(f"its entry {shown!r} is compressed, which torch.save never does", "write the file again")
-        seen.add(entry.filename)
+        twice = by_name[entry.filename] is not entry
+        if twice or entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            what = f"its entry {printable(entry.filename)!r} {'stands twice in it' if twice else 'is compressed'}"
+            raise refused(f"{what}, which torch.save never does", "write the file again")
     if sum(entry.file_size for entry in entries) > len(data):
         raise refused("its entries are larger than the file", "write the file again")
 
@@ -187,31 +177,30 @@ def _read_torch_zip(data: memoryview, path: Path) -> Any:
             raise damaged(f"its entry {printable(name)!r} fails its checksum")
         return content
 
-    byte_order = bytes(content_of(f"{roots[0]}byteorder")) if f"{roots[0]}byteorder" in by_name else b"little"
+    byte_order = bytes(content_of(f"{root}byteorder")) if f"{root}byteorder" in by_name else b"little"
     if byte_order not in (b"little", b"big"):
         raise damaged("its byteorder is neither little nor big")
 
     def load_storage(identifier: Any) -> Storage:
         dtype, key, length = _parse_storage(identifier)
-        name = f"{roots[0]}data/{key}"
-        size = by_name[name].file_size if name in by_name else "no"
-        if size != length * dtype.itemsize:
-            raise damaged(f"its storage {printable(key)!r} has {size} bytes; {length} elements of {dtype} do not fit")
+        name = f"{root}data/{key}"
+        if name not in by_name or by_name[name].file_size != length * dtype.itemsize:
+            raise damaged(f"it has no storage {printable(key)!r} of {length} elements of {dtype}")
         return Storage(dtype, length, "<" if byte_order == b"little" else ">", lambda: content_of(name))
 
-    return PickleReader(content_of(f"{roots[0]}data.pkl"), NAMES, load_storage).read()
+    return PickleReader(content_of(f"{root}data.pkl"), NAMES, load_storage).read()
 
 
 def _parse_storage(identifier: Any) -> tuple[np.dtype, str, int]:
     """(element type, key, number of elements) of PyTorch's persistent id of a storage."""
-    if not isinstance(identifier, tuple) or len(identifier) not in (5, 6) or identifier[0] != "storage":
+    if not isinstance(identifier, tuple) or len(identifier) not in (5, 6):
         raise damaged("its pickle refers to what is no PyTorch storage")
-    _, dtype, key, _, length, *view = identifier
-    if not isinstance(dtype, np.dtype) or not isinstance(key, str) or type(length) is not int or length < 0:
-        raise damaged("its pickle refers to a PyTorch storage without type, key or length")
+    kind, dtype, key, _, length, *view = identifier
+    if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
+        raise damaged("its pickle refers to what is no PyTorch storage")
     if view not in ([], [None]):
         raise refused("it has views of storages, as PyTorch 0.3 wrote them", "load and save it with a newer PyTorch")
-    return dtype, key, length
+    return dtype, key, check_shape((length,))[0]
 
 
 def _read_torch_legacy(data: memoryview) -> Any:
@@ -231,36 +220,30 @@ def _read_torch_legacy(data: memoryview) -> Any:
     reader = PickleReader(data, NAMES, load_storage)
     reader.position = len(_LEGACY_MAGIC)
     _sizes, tree, keys = reader.read(), reader.read(), reader.read()  # sizes of types on the machine that wrote it
-    known = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-    if not known or len(keys) != len(described) or set(keys) != set(described):
+    known = isinstance(keys, list) and len(keys) == len(described) and all(isinstance(key, str) for key in keys)
+    if not known or set(keys) != set(described):
         raise damaged("its list of storages is not that of its tensors")
     for key in keys:
         dtype, length = described[key]
-        (announced,) = struct.unpack("<q", reader.take(8))
-        if announced != length:
-            raise damaged(f"its storage {printable(key)!r} has {announced} elements, where its tensors need {length}")
+        if int.from_bytes(reader.take(8), "little") != length:
+            raise damaged(f"its storage {printable(key)!r} has not the {length} elements that its tensors need")
         contents[key] = reader.take(length * dtype.itemsize)
     return tree
 
 
 def _read_safetensors(data: memoryview) -> tuple[dict[str, StoredArray], Layout | None]:
-    size = int.from_bytes(data[:8], "little")
-    if size > len(data) - 8:
-        raise damaged(f"its header announces {size} bytes, of a file of {len(data)}")
-    if size > _MAX_HEADER:
-        raise refused(f"its header has {size:,} bytes", "save the weights alone")
-    header = json.loads(bytes(data[8 : 8 + size]), object_pairs_hook=_without_duplicates)
+    start = position = 8 + int.from_bytes(data[:8], "little")
+    if start > _MAX_HEADER:
+        raise refused(f"its header has {start - 8:,} bytes", "save the weights alone")
+    header = json.loads(bytes(data[8:start]), object_pairs_hook=_without_duplicates)
     metadata = header.pop("__metadata__", None) or {}
-    arrays, position = {}, 8 + size
+    arrays = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise refused(
-                f"{printable(name)} has dtype {printable(entry['dtype'])}",
-                f"allowed are {', '.join(_SAFETENSORS_DTYPES)}",
-            )
-        shape = check_shape(tuple(entry["shape"]))
-        begin, end = (8 + size + offset for offset in check_shape(tuple(entry["data_offsets"])))
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            allowed = f"allowed are {', '.join(_SAFETENSORS_DTYPES)}"
+            raise refused(f"{printable(name)} has dtype {printable(entry['dtype'])}", allowed)
+        dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], check_shape(tuple(entry["shape"]))
+        begin, end = (start + offset for offset in check_shape(tuple(entry["data_offsets"])))
         if begin != position or end - begin != math.prod(shape) * dtype.itemsize or end > len(data):
             raise damaged(f"{printable(name)}, {dtype} of shape {list(shape)}, is not at bytes {begin} to {end}")
         arrays[name], position = StoredArray(functools.partial(data.__getitem__, slice(begin, end)), dtype, shape), end
@@ -271,12 +254,12 @@ def _read_safetensors(data: memoryview) -> tuple[dict[str, StoredArray], Layout 
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
+    names: set[str] = set()
+    for name, _ in pairs:
+        if name in names:
             raise refused(f"the key {printable(name)!r} stands twice in its header", "write the file again")
-        result[name] = value
-    return result
+        names.add(name)
+    return dict(pairs)
 
 
 def _find_weights(tree: Any, path: Path) -> dict[str, StoredArray]:
@@ -296,29 +279,23 @@ def _find_weights(tree: Any, path: Path) -> dict[str, StoredArray]:
     for key, value in tree.items():
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
             tree[key] = value[1]  # (name, array): how Paddle pickles a tensor inside other structures
-    wrong = [
-        printable(key) for key, value in tree.items() if not isinstance(key, str) or not isinstance(value, StoredArray)
-    ]
+    wrong = [key for key, value in tree.items() if not (isinstance(key, str) and isinstance(value, StoredArray))]
     if wrong:
-        shown, keys = ", ".join(wrong[:10]) + (" …" if len(wrong) > 10 else ""), ", ".join(WRAPPERS)
-        raise CheckpointError(f"these entries are no arrays: {shown}; save the weights alone, or under a key of {keys}")
+        keys = ", ".join(WRAPPERS)
+        raise CheckpointError(f"no arrays: {listed(wrong, 10)}; save the weights alone, or under a key of {keys}")
     return tree
 
 
 def _join_slices(tree: dict) -> None:
     """Puts together what Paddle's pickle protocols 2 and 3 cut up: parameters of more than a gigabyte."""
-    table = tree.pop("UnpackBigParamInfor@@", {})
-    if not isinstance(table, dict):
-        raise damaged("its table of cut-up parameters makes no sense")
-    for name, entry in table.items():
-        if name in tree or not isinstance(entry, dict) or not isinstance(entry.get("slices"), list):
+    for name, entry in tree.pop("UnpackBigParamInfor@@", {}).items():
+        slices, shape = entry["slices"], entry["OriginShape"]
+        if name in tree or not isinstance(slices, list):  # bytes would make a list many times as large
             raise damaged(f"its table of cut-up parameters makes no sense at {printable(name)!r}")
-        parts = [tree.pop(part, None) for part in entry["slices"]]
-        shape = entry.get("OriginShape")
-        arrays = [part for part in parts if isinstance(part, StoredArray)]
-        if len(arrays) != len(parts) or len({part.dtype for part in arrays}) != 1:
+        parts = [tree.pop(part, None) for part in slices]
+        if not all(isinstance(part, StoredArray) for part in parts) or len({part.dtype for part in parts}) != 1:
             raise damaged(f"parts of the cut-up parameter {printable(name)!r} are missing or differ in dtype")
-        tree[name] = join(arrays, tuple(shape) if isinstance(shape, list) else shape)
+        tree[name] = join(parts, tuple(shape) if isinstance(shape, list) else shape)
 
 
 def strip_prefixes(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,7 +320,7 @@ def write_checkpoint(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
         write_atomically(path, lambda temporary: temporary.write_bytes(pickle.dumps(contiguous, protocol=4)))
     elif path.suffix == ".safetensors" and layout in LAYOUTS:
         metadata = {"format": "cyclemlp", "layout": layout}
-        write_atomically(path, lambda temporary: write_safetensors(temporary, contiguous, metadata))
+        write_atomically(path, lambda temporary: _write_safetensors(temporary, contiguous, metadata))
     else:
         raise ValueError(
             f"cannot write {path} with layout {layout!r}; "
@@ -351,21 +328,15 @@ def write_checkpoint(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], 
         )
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a file in the format of safetensors, whose own library writes metadata in varying order."""
-    codes = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items() if name != "BF16"}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)  # keeps every array aligned
-    position = 0
-    for name, array in ordered:
-        code, end = codes.get(array.dtype.newbyteorder("<")), position + array.nbytes
-        if code is None:
-            raise ValueError(f"{name} has dtype {array.dtype}; safetensors files take {', '.join(codes.values())}")
-        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [position, end]}
-        position = end
-    encoded = json.dumps(header, ensure_ascii=False).encode()
-    encoded += b" " * (-len(encoded) % 8)
+def _write_safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Puts the metadata into what the library writes, which writes it itself in varying order."""
+    known = [dtype for name, dtype in _SAFETENSORS_DTYPES.items() if name != "BF16"]
+    for name, array in arrays.items():
+        if array.dtype.newbyteorder("<") not in known:
+            raise ValueError(f"{name} has dtype {array.dtype}; safetensors files take {', '.join(map(str, known))}")
+    content = memoryview(safetensors.numpy.save(arrays))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(content[8:end]))}, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for _, array in ordered:
-            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        file.writelines((struct.pack("<Q", len(header)), header, content[end:]))

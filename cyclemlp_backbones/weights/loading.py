@@ -19,8 +19,8 @@ from cyclemlp_backbones.cyclenet import CycleFC, cycle_offsets
 from cyclemlp_backbones.variants import variant_name
 from cyclemlp_backbones.weights import formats
 from cyclemlp_backbones.weights.download import cache_folder, fetch, is_url
-from cyclemlp_backbones.weights.formats import LAYOUTS, Layout, MissingCheckpointError
-from cyclemlp_backbones.weights.pickles import CheckpointError, printable
+from cyclemlp_backbones.weights.formats import LAYOUTS, Layout
+from cyclemlp_backbones.weights.pickles import CheckpointError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ PUBLISHED = {
 
 _PYRAMID_NORM = re.compile(r"norm[0246]\.(weight|bias)")
 _CLASSIFIER_ONLY = re.compile(r"(norm|head)\.(weight|bias)")
+_KINDS = ("ignored", "offset", "skipped", "fresh", "fresh_head")  # of names that are not loaded
 STEM = "patch_embed.proj.weight"
 _BACKBONE = "backbone."
 
@@ -59,20 +60,16 @@ class LoadReport:
     fresh_head: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [
-            f"loaded {len(self.loaded)} parameters from {self.source} ({self.layout} layout); "
-            f"{self.checked_offsets} offset buffers agree"
-        ]
-        for what, names in (
-            ("not for this network", self.skipped),
-            ("not in the file, kept as initialised", self.fresh),
-            ("ignored at the call", self.ignored),
-            ("adapted to another number of channels", self.adapted),
-            ("of another number of classes in the file, kept as initialised: train it", self.fresh_head),
-        ):
-            if names:
-                lines.append(f"  {what}: {listed(names)}")
-        return "\n".join(lines)
+        first = f"loaded {len(self.loaded)} parameters from {self.source} ({self.layout} layout); "
+        parts = {
+            "not for this network": self.skipped,
+            "not in the file, kept as initialised": self.fresh,
+            "ignored at the call": self.ignored,
+            "adapted to another number of channels": self.adapted,
+            "of another number of classes in the file, kept as initialised: train it": self.fresh_head,
+        }
+        lines = [f"  {what}: {listed(names)}" for what, names in parts.items() if names]
+        return "\n".join([f"{first}{self.checked_offsets} offset buffers agree", *lines])
 
 
 def load_weights(
@@ -107,52 +104,47 @@ def load_weights(
     described, arrays, known_layout = read_source(source)
     layout = layout or known_layout
     if layout is None:
-        raise CheckpointError(
-            f"{described}: it does not tell in which layout its Linear weights are; pass layout='torch' ([out, in], "
-            "from PyTorch) or layout='paddle' ([in, out])"
-        )
+        advice = "pass layout='torch' ([out, in], from PyTorch) or layout='paddle' ([in, out])"
+        raise CheckpointError(f"{described}: it does not tell in which layout its Linear weights are; {advice}")
     arrays, skipped = backbone_part(arrays, parameters)
-    ignored = {name for name in [*parameters, *arrays] if any(fnmatchcase(name, pattern) for pattern in ignore)}
-    arrays = {name: array for name, array in arrays.items() if name not in ignored}
-
-    fresh: list[str] = []
-    others: list[str] = []
+    names = sorted({*parameters, *arrays})
+    kinds = {name: "ignored" for name in names if any(fnmatchcase(name, pattern) for pattern in ignore)}
+    arrays = {name: array for name, array in arrays.items() if name not in kinds}
+    kinds |= dict.fromkeys(_check_offsets(model, arrays, described), "offset")
     if "head.weight" not in parameters and any(map(_PYRAMID_NORM.fullmatch, parameters)):
         heads = [name for name in arrays if _CLASSIFIER_ONLY.fullmatch(name)]
-        if heads and not any(map(_PYRAMID_NORM.fullmatch, arrays)):
-            fresh = [name for name in parameters if _PYRAMID_NORM.fullmatch(name) and name not in ignored]
-        others = heads + [name for name in arrays if adapt and _PYRAMID_NORM.fullmatch(name) and name not in parameters]
-    checked_offsets = _check_offsets(model, arrays, described)
+        norms = [name for name in arrays if _PYRAMID_NORM.fullmatch(name)]
+        others = [name for name in norms if adapt and name not in parameters]
+        kinds |= dict.fromkeys([*heads, *others], "skipped")
+        if heads and not norms:
+            kinds |= {name: "fresh" for name in parameters if _PYRAMID_NORM.fullmatch(name) and name not in kinds}
     if layout == "torch":
-        transposed = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
-        arrays = {name: array.T if name in transposed and array.ndim == 2 else array for name, array in arrays.items()}
-    adapted: tuple[str, ...] = ()
-    fresh_head: tuple[str, ...] = ()
-    if adapt and STEM in parameters and STEM in arrays and arrays[STEM].ndim == 4:
-        in_channels = parameters[STEM].shape[1]
-        if arrays[STEM].shape[1] != in_channels:
-            adapted, arrays = (STEM,), {**arrays, STEM: adapt_stem(arrays[STEM], in_channels)}
-    biases = [list(names["head.bias"].shape) for names in (parameters, arrays) if "head.bias" in names]
-    if adapt and len(biases) == 2 and biases[0] != biases[1]:
-        fresh_head = ("head.weight", "head.bias")
+        linear = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
+        arrays = {name: array.T if name in linear and array.ndim == 2 else array for name, array in arrays.items()}
+    shapes = [{name: list(value.shape) for name, value in values.items()} for values in (parameters, arrays)]
+    ours, theirs = ([found.get(name, []) for name in (STEM, "head.bias")] for found in shapes)
+    adapted = (STEM,) if adapt and len(ours[0]) == len(theirs[0]) == 4 and ours[0][1] != theirs[0][1] else ()
+    if adapted:
+        arrays[STEM] = adapt_stem(arrays[STEM], ours[0][1])
+    if adapt and ours[1] and theirs[1] and ours[1] != theirs[1]:
+        kinds |= dict.fromkeys(("head.weight", "head.bias"), "fresh_head")
 
-    left_out = {*ignored, *others, *fresh, *fresh_head, *checked_offsets}
-    wanted = {name: parameter for name, parameter in parameters.items() if name not in left_out}
-    arrays = {name: array for name, array in arrays.items() if name not in left_out}
+    wanted = {name: parameter for name, parameter in parameters.items() if name not in kinds}
     set_values(
         wanted,
-        arrays,
+        {name: array for name, array in arrays.items() if name not in kinds},
         described,
         misfit=f"{described}: the weights do not fit, nothing was loaded\n  ",
         advice=f"\n  shapes are in Paddle's layout, the source was read as {layout}'s\n"
         "choose the network (variant, num_classes, out_indices) that they were made for, "
         "or name the exceptions: ignore=('head.*',)",
     )
+    of = {kind: tuple(name for name in kinds if kinds[name] == kind) for kind in _KINDS}
     report = LoadReport(
-        *(described, layout, tuple(wanted), (*skipped, *others), tuple(fresh), tuple(sorted(ignored))),
-        *(len(checked_offsets), adapted, fresh_head),
+        *(described, layout, tuple(wanted), (*skipped, *of["skipped"]), of["fresh"], of["ignored"], len(of["offset"])),
+        *(adapted, of["fresh_head"]),
     )
-    logger.log(logging.WARNING if adapted or fresh_head else logging.INFO, "%s", report)
+    logger.log(logging.WARNING if adapted or of["fresh_head"] else logging.INFO, "%s", report)
     return report
 
 
@@ -176,37 +168,26 @@ def set_values(
     Names and shapes have to agree, else the message is `misfit`, what differs, `advice`; numbers have to be finite, and
     floating-point where the tensor is.
     """
+    shapes = {name: (list(arrays[name].shape), list(tensors[name].shape)) for name in tensors if name in arrays}
     problems = {
         "missing": [name for name in tensors if name not in arrays],
         "unexpected": [name for name in arrays if name not in tensors],
-        "misshapen": [
-            f"{name} is {list(arrays[name].shape)}, needs {list(tensor.shape)}"
-            for name, tensor in tensors.items()
-            if name in arrays and list(arrays[name].shape) != list(tensor.shape)
-        ],
+        "misshapen": [f"{name} is {has}, needs {needs}" for name, (has, needs) in shapes.items() if has != needs],
     }
     if any(problems.values()):
         shown = [f"{kind} ({len(names)}): {listed(names)}" for kind, names in problems.items() if names]
         raise CheckpointError(misfit + "\n  ".join(shown) + advice)
-    wrong = [
-        f"{name} ({arrays[name].dtype})"
-        for name, tensor in tensors.items()
-        if ("float" in str(tensor.dtype)) != (arrays[name].dtype.kind == "f")
-    ]
+    floating = {name: "float" in str(tensor.dtype) for name, tensor in tensors.items()}
+    wrong = [f"{name} ({arrays[name].dtype})" for name in tensors if floating[name] != (arrays[name].dtype.kind == "f")]
     if wrong:
-        raise CheckpointError(
-            f"{described}: these weights are no floating-point numbers: {listed(wrong)}; write the file again"
-        )
-    values = {
-        name: paddle.to_tensor(np.asarray(arrays[name], order="C")).astype(tensor.dtype)
-        for name, tensor in tensors.items()
-    }
+        what = f"these weights are no floating-point numbers: {listed(wrong)}; write the file again"
+        raise CheckpointError(f"{described}: {what}")
+    contiguous = {name: np.asarray(arrays[name], order="C") for name in tensors}
+    values = {name: paddle.to_tensor(contiguous[name]).astype(tensor.dtype) for name, tensor in tensors.items()}
     wrong = [name for name, value in values.items() if not np.isfinite(value.astype("float32").numpy()).all()]
     if wrong:
-        raise CheckpointError(
-            f"{described}: values that are not finite (or too large for the network's dtype) in {listed(wrong)}; "
-            "use a checkpoint from before training diverged"
-        )
+        what = f"values that are not finite (or too large for the network's dtype) in {listed(wrong)}"
+        raise CheckpointError(f"{described}: {what}; use a checkpoint from before training diverged")
     for name, value in values.items():
         tensors[name].set_value(value)
 
@@ -220,45 +201,33 @@ def locate_weights(pretrained: str | os.PathLike | Literal[True], variant: str) 
     if pretrained is True:
         variant = variant_name(variant)
         if variant not in PUBLISHED:
-            raise ValueError(
-                f"no weights are published for CycleMLP {variant}, only for {', '.join(PUBLISHED)}; give a path or URL"
-            )
-        return fetch(PUBLISHED[variant])
+            known = f"only for {', '.join(PUBLISHED)}; give a path or URL"
+            raise ValueError(f"no weights are published for CycleMLP {variant}, {known}")
+        pretrained = PUBLISHED[variant]
     if not isinstance(pretrained, (str, os.PathLike)) or not os.fspath(pretrained):
         raise ValueError(f"pretrained is {pretrained!r}; it takes None, True, a path or a URL")
-    if isinstance(pretrained, str) and is_url(pretrained):
-        return fetch(pretrained)
-    path = Path(pretrained).expanduser()
-    if not path.exists():
-        raise MissingCheckpointError(
-            f"there is no weights file {path}; check the path, or use pretrained=True for the published weights"
-        )
-    return path
+    return fetch(pretrained) if isinstance(pretrained, str) and is_url(pretrained) else Path(pretrained).expanduser()
 
 
 def read_source(source: Any) -> tuple[str, Mapping[str, np.ndarray], Layout | None]:
     """What messages call `source`, its arrays, and its layout where it tells one."""
     if isinstance(source, Mapping):
         is_paddle = any(isinstance(value, Tensor) for value in source.values())
-        arrays = formats.strip_prefixes({name: _to_numpy(value) for name, value in source.items()})
+        # NumPy would get the bits of bfloat16 as integers
+        half = {name for name, value in source.items() if isinstance(value, Tensor) and value.dtype == paddle.bfloat16}
+        plain = {name: value.astype("float32") if name in half else value for name, value in source.items()}
+        arrays = formats.strip_prefixes({name: np.asarray(value) for name, value in plain.items()})
         return "a mapping of arrays", arrays, "paddle" if is_paddle else None
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(
-            f"source is of type {type(source).__name__}; load_weights takes the path of a file or a mapping of arrays"
-        )
-    path = fetch(source) if isinstance(source, str) and is_url(source) else source
+        kind = type(source).__name__
+        raise ValueError(f"source is of type {kind}; load_weights takes the path of a file or a mapping of arrays")
+    path = Path(fetch(source) if isinstance(source, str) and is_url(source) else source)
     try:
-        return os.fspath(path), *formats.read_checkpoint_file(path)
+        return str(path), *formats.read_checkpoint_file(path)
     except CheckpointError as error:
-        if Path(path).parent == cache_folder() and Path(path).exists():
+        if path.parent == cache_folder() and path.exists():
             raise CheckpointError(f"{error}. Delete it to download it again") from error
         raise
-
-
-def _to_numpy(value: Any) -> np.ndarray:
-    if isinstance(value, Tensor) and value.dtype == paddle.bfloat16:
-        value = value.astype("float32")  # NumPy would get the bits as integers
-    return np.asarray(value)
 
 
 def backbone_part(
@@ -273,20 +242,15 @@ def backbone_part(
 
 def _check_offsets(model: nn.Layer, arrays: Mapping[str, np.ndarray], described: str) -> list[str]:
     """The names of the offset buffers, all equal to ours: dy, dx of channel 0, dy, dx of channel 1, …"""
-    layers = {f"{name}.offset": layer for name, layer in model.named_sublayers() if isinstance(layer, CycleFC)}
-    names = [name for name in arrays if name in layers]
-    wrong = [
-        name
-        for name in names
-        if not np.array_equal(
-            arrays[name], cycle_offsets(layers[name].in_channels, layers[name].kernel_size).reshape(1, -1, 1, 1)
-        )
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{described}: these offsets are not CycleMLP's: {listed(wrong)}; the weights are another operator's. "
-            "If you want them nevertheless, pass ignore=('*.offset',)"
-        )
+    ours = {
+        f"{name}.offset": cycle_offsets(layer.in_channels, layer.kernel_size).reshape(1, -1, 1, 1)
+        for name, layer in model.named_sublayers()
+        if isinstance(layer, CycleFC)
+    }
+    names = [name for name in arrays if name in ours]
+    if wrong := [name for name in names if not np.array_equal(arrays[name], ours[name])]:
+        what = f"these offsets are not CycleMLP's: {listed(wrong)}; the weights are another operator's"
+        raise CheckpointError(f"{described}: {what}. If you want them nevertheless, pass ignore=('*.offset',)")
     return names
 
 
@@ -297,8 +261,3 @@ def adapt_stem(weight: np.ndarray, in_channels: int) -> np.ndarray:
         return weight.sum(1, keepdims=True)
     order = np.arange(in_channels) % weight.shape[1]
     return weight[:, order] * weight.dtype.type(weight.shape[1] / in_channels)
-
-
-def listed(names: Sequence[str], limit: int = 60) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(printable, names[:limit])) + more

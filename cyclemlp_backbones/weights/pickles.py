@@ -1,10 +1,10 @@
 """Reads a pickle without running it: an interpreter of its opcodes that builds plain data and nothing else.
 
 Python's unpicklers, the one in pure Python too, call what a file names, set attributes of whatever lies on their stack
-and copy every array out of the file: half of their opcodes would have to be replaced. This interpreter does none of
-that. A name in a file is looked up in a table of ours, in which each stands for inert data or a function that makes
-some, and any other name is refused; nothing is imported. Bytes stay in the file, and all else that is built is charged
-to a budget: time is linear in the file's size, memory beyond the arrays has a bound.
+and copy every array out of the file: half of their opcodes would have to be replaced. Here a name in a file is looked
+up in a table of ours, in which each stands for inert data or a function that makes some; any other is refused, nothing
+is imported. Long bytes and texts stay in the file, and all else that is built is charged to a budget: time is linear in
+the file's size, memory beyond the arrays has a bound.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickletools
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,12 +22,12 @@ BUDGET = 32_000_000
 needs half of it."""
 
 LONG_TEXT = 4096
-"""Longer texts are never names: they stay in the file."""
+"""Longer texts are never names: they stay in the file, as the memoryview of their bytes."""
 
 _STEP, _MEMO, _ITEM, _RESULT = 64, 128, 128, 512  # what an opcode, a memo's and a dictionary's entry, a call cost
 _LENGTHS = {-2: 1, -3: 4, -4: 4, -5: 8}  # of what pickletools calls TAKEN_FROM_ARGUMENT1, 4, 4U, 8U
-_number = partial(int.from_bytes, byteorder="little")
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
+_natural = partial(int.from_bytes, byteorder="little")
 
 
 class CheckpointError(ValueError):
@@ -51,6 +51,12 @@ def printable(text: object) -> str:
     return shown if shown.isprintable() else ascii(shown)
 
 
+def listed(names: Sequence[object], limit: int = 60) -> str:
+    """The first of the names for a message, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(printable, names[:limit])) + more
+
+
 @dataclass(frozen=True)
 class Known:
     """What a name in a pickle stands for; `call` is ours, and gets what the pickle passes."""
@@ -59,24 +65,11 @@ class Known:
     call: Callable[..., Any] | None = None
 
 
-@dataclass(frozen=True)
-class Inert:
+class Inert(Known):
     """Stands for an object that no weights depend on (a device, a Namespace of options); its content is dropped."""
-
-    name: str
 
     def build(self, state: Any) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class LongText:
-    """A text in UTF-8 that still lies in the file."""
-
-    utf8: memoryview
-
-    def encode(self, encoding: str) -> bytes:
-        return str(self.utf8, "utf-8").encode(encoding)
 
 
 class PickleReader:
@@ -91,25 +84,19 @@ class PickleReader:
         self._names, self._load_persistent = names, load_persistent
 
     def read(self) -> Any:
-        """The value of the pickle at `position`; CheckpointError if it is damaged or names what is not known."""
+        """The value of the pickle at `position`; CheckpointError, or what senseless bytes raise."""
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        try:
-            while (code := self.take(1)[0]) != ord("."):
-                if code not in _OPCODES:
-                    raise refused(f"its pickle has the unknown opcode {code:#04x}")
-                self._spend(_STEP)
-                argument = _OPCODES[code].arg
-                size = argument.n if argument and argument.n != pickletools.UP_TO_NEWLINE else 0
-                size = _number(self.take(_LENGTHS[size])) if size < 0 else size
-                self._step(_OPCODES[code].name, self.take(size))
-            return self._stack.pop()
-        except CheckpointError:
-            raise
-        except (IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error) as error:
-            shown = f"{type(error).__name__}: {printable(error)}"
-            raise damaged(f"its pickle makes no sense near byte {self.position} ({shown})") from error
+        while (code := self.take(1)[0]) != ord("."):
+            if code not in _OPCODES:
+                raise refused(f"its pickle has the unknown opcode {code:#04x}")
+            name, size = _OPCODES[code].name, getattr(_OPCODES[code].arg, "n", 0)
+            if size < pickletools.UP_TO_NEWLINE:
+                size = _natural(self.take(_LENGTHS[size]))
+            self._spend(_STEP)
+            self._step(name, self.take(max(size, 0)))
+        return self._stack.pop()
 
     def take(self, size: int) -> memoryview:
         """The next `size` bytes, not copied."""
@@ -135,34 +122,29 @@ class PickleReader:
         return items
 
     def _step(self, name: str, argument: memoryview) -> None:
-        stack, push = self._stack, self._push
+        stack = self._stack
         match name:
+            case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8":
+                self._push(argument if len(argument) > LONG_TEXT else str(argument, "utf-8", "surrogatepass"))
+            case "SHORT_BINSTRING" | "BINSTRING":  # Python 2's: names, and the bytes of arrays
+                self._push(argument if len(argument) > LONG_TEXT else str(argument, "latin-1"))
+            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+                self._push(argument)
+            case "BININT1" | "BININT2" | "BININT" | "LONG1" | "LONG4":
+                self._push(int.from_bytes(argument, "little", signed=name not in ("BININT1", "BININT2")))
+            case "BINFLOAT":
+                self._push(struct.unpack(">d", argument)[0])
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self._push({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
+                self._push({"T": (), "L": [], "D": {}, "S": Inert("set")}[name[6]])
             case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 self._spend(_MEMO)
-                self._memo[_number(argument) if argument else len(self._memo)] = stack[-1]
+                self._memo[_natural(argument) if argument else len(self._memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
-                stack.append(self._memo[_number(argument)])
-            case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8":
-                long = len(argument) > LONG_TEXT
-                push(LongText(argument) if long else str(argument, "utf-8", "surrogatepass"))
-            case "SHORT_BINSTRING" | "BINSTRING":  # Python 2's: names, and the bytes of arrays
-                push(argument if len(argument) > LONG_TEXT else str(argument, "latin-1"))
-            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
-                push(argument)
-            case "BININT1" | "BININT2":
-                push(_number(argument))
-            case "BININT" | "LONG1" | "LONG4":
-                if len(argument) > 16:
-                    raise refused(f"its pickle has an integer of {len(argument)} bytes")
-                push(int.from_bytes(argument, "little", signed=True))
-            case "BINFLOAT":
-                push(struct.unpack(">d", argument)[0])
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                push({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
-                push({"T": (), "L": [], "D": {}, "S": Inert("set")}[name[6]])
+                stack.append(self._memo[_natural(argument)])
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                push(tuple(reversed([stack.pop() for _ in range(int(name[-1]))])))
+                self._push(tuple(reversed([stack.pop() for _ in range(int(name[-1]))])))
             case "MARK":
                 self._marks.append(len(stack))
             case "POP":
@@ -171,18 +153,18 @@ class PickleReader:
                 self._pop_to_mark()
             case "TUPLE" | "LIST" | "FROZENSET":
                 items = self._pop_to_mark()
-                push(items if name == "LIST" else tuple(items) if name == "TUPLE" else Inert("frozenset"))
+                self._push(items if name == "LIST" else tuple(items) if name == "TUPLE" else Inert("frozenset"))
             case "DICT":
                 items = self._pop_to_mark()
-                push({})
+                self._push({})
                 self._set_items(items)
+            case "SETITEM" | "SETITEMS":
+                self._set_items([stack.pop(-2), stack.pop()] if name == "SETITEM" else self._pop_to_mark())
             case "APPEND" | "APPENDS":
                 items = [stack.pop()] if name == "APPEND" else self._pop_to_mark()
                 if not isinstance(stack[-1], list):
                     raise damaged("its pickle appends to what is no list")
                 stack[-1].extend(items)
-            case "SETITEM" | "SETITEMS":
-                self._set_items([stack.pop(-2), stack.pop()] if name == "SETITEM" else self._pop_to_mark())
             case "GLOBAL":
                 lines = bytes(self.data[self.position : self.position + LONG_TEXT]).split(b"\n", 2)
                 if len(lines) < 3:
@@ -199,11 +181,10 @@ class PickleReader:
                 stack.append(target.call(*arguments))
             case "BUILD":
                 state, target = stack.pop(), stack[-1]
-                if isinstance(target, dict):
-                    return  # attributes that PyTorch hangs on a state dict (_metadata)
-                if not hasattr(target, "build"):
+                if hasattr(target, "build"):
+                    target.build(state)
+                elif not isinstance(target, dict):  # on which PyTorch hangs attributes (_metadata)
                     raise refused(f"its pickle sets the state of {_describe(target)}")
-                target.build(state)
             case "BINPERSID":
                 if self._load_persistent is None:
                     raise refused("its pickle refers to data outside the file")
@@ -236,13 +217,11 @@ class PickleReader:
         self._spend(_ITEM)
         full = f"{module}.{name}"
         if full not in self._names:
-            raise refused(
-                f"its pickle names {printable(full)}, which is not on the short list of what weights need; nothing was "
-                "run",
-                "if you trust the file, save its weights alone: a flat dictionary from names to arrays or tensors",
-            )
+            what = f"its pickle names {printable(full)}, which is not on the short list of what weights need"
+            advice = "save its weights alone: a flat dictionary from names to arrays or tensors"
+            raise refused(f"{what}; nothing was run", f"if you trust the file, {advice}")
         self._stack.append(self._names[full])
 
 
 def _describe(value: Any) -> str:
-    return value.name if isinstance(value, (Known, Inert)) else f"a value of type {type(value).__name__}"
+    return value.name if isinstance(value, Known) else f"a value of type {type(value).__name__}"

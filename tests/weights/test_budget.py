@@ -84,6 +84,7 @@ def wrapped_in_itself() -> bytes:
     return PROTO + b"}q\x00(" + items + others + b"u."
 
 
+HUGE = b"B" + struct.pack("<I", 50_000_000) + bytes(50_000_000)
 LONG = text("x" * 1_000_000)
 WIDE = ("\N{GRINNING FACE}" + "x" * 4000).encode()
 
@@ -149,6 +150,21 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "marks": lambda: weights(b"(" * 10_000_000),
     "bytes of nothing": lambda: weights(b"](" + b"C\x00" * 5_000_000 + b"e"),
     "arrays of nothing": lambda: weights(b"](" + EMPTY_ARRAY * 100_000 + b"e"),
+    "bytes as a list of slices": lambda: (
+        PROTO
+        + dictionary({"UnpackBigParamInfor@@": dictionary({"a": dictionary({"slices": HUGE, "OriginShape": b")"})})})
+        + b"."
+    ),
+    "bytes as the shape of slices": lambda: (
+        PROTO
+        + b"}("
+        + text("a")
+        + EMPTY_ARRAY
+        + text("UnpackBigParamInfor@@")
+        + dictionary({"b": dictionary({"slices": b"]" + text("a") + b"a", "OriginShape": HUGE})})
+        + b"u."
+    ),
+    "bytes as a storage": lambda: pickles.LEGACY_START + PROTO + HUGE + b"Q.",
     "names": lambda: weights(b"](" + name("numpy", "ndarray") * 1_000_000 + b"e"),
     "frames and protocols": lambda: PROTO * 10_000_000,
 }
