@@ -34,9 +34,9 @@ def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike, *, 
     reach outside their image.
     """
     document = _read(Path(path))
-    if "annotations" not in document and "gt_bbox" in fields:
-        raise ValueError(f"{path} has no annotations, which training takes")
-    images, annotations = document["images"], document.get("annotations", [])
+    images, annotations = document["images"], document.get("annotations", None if "gt_bbox" in fields else [])
+    if not isinstance(annotations, list):
+        raise ValueError(f"{path} has no list of annotations, which training takes")
     for kind, names in _ENTRIES.items():
         for index, entry in enumerate(document.get(kind, ())):
             _check_entry(f"{path}: entry {index} of {kind}", entry, names)

@@ -49,7 +49,7 @@ MISTAKES = [
         set_first(segmentation={"size": [64, 64], "counts": [10, 20]}),
         r"the run lengths of annotation 1 add up to 30 pixels, its image has 4096",
     ),
-    (lambda document: document.pop("annotations"), r"instances_train\.json has no annotations, which training takes"),
+    (lambda document: document.pop("annotations"), r"instances_train\.json has no list of annotations, which training"),
     (lambda document: document["images"][1].update(id="7"), r"entry 1 of images has the id '7'; it takes an integer"),
     (lambda document: document["images"][1].pop("width"), r"entry 1 of images has no width; it takes a number"),
     (lambda document: document["categories"][2].pop("name"), r"entry 2 of categories has no name; it takes text"),

@@ -9,7 +9,6 @@ import functools
 import logging
 import mmap
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,11 +97,10 @@ def how_to_go_on(flag: str, checkpoints: Mapping[Path, Sequence[Path]], save_dir
 
 def check_save_dir(save_dir: str | Path) -> None:
     """OSError if nothing can be saved there, before a toolkit trains until it tries, or replaces a file by a folder."""
-    try:
-        Path(save_dir).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=save_dir).close()
-    except OSError as error:
-        raise OSError(f"save_dir {save_dir} takes no checkpoints ({error}); give a folder to write into") from error
+    there = next(path for path in (Path(save_dir), *Path(save_dir).parents) if path.exists())
+    problem = "not writable" if there.is_dir() else "no folder"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(f"save_dir {save_dir} takes no checkpoints: {there} is {problem}; give a folder to write into")
 
 
 class SampleError(ValueError):

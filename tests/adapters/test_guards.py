@@ -61,6 +61,16 @@ def test_no_configuration_of_a_detector_runs_code(tmp_path, how):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
+def test_without_the_repairs_a_configuration_and_a_checkpoint_run_code(tmp_path):
+    off = {"CYCLEMLP_PADDLEDET_REPAIRS_OFF": "yaml_code", "CYCLEMLP_PADDLESEG_REPAIRS_OFF": "pickle_code"}
+    tiny_det.cyclemlp("det", "train", "-c", hostile_config(tmp_path), cwd=tmp_path, environment=off)
+    (tmp_path / "ran").unlink()
+    (tmp_path / "x.pdopt").write_bytes(pickle.dumps(Hostile()))
+    tiny_seg.cyclemlp("seg", script(tmp_path, "seg"), "x", "x.pdopt", cwd=tmp_path, **off)
+    (tmp_path / "ran").unlink()
+
+
 def test_loaders_of_yaml_keep_data_and_local_tags_and_refuse_code():
     guards.refuse_yaml_code()
     assert not guards.yaml_runs_code()
@@ -124,6 +134,14 @@ def test_states_of_optimizers_are_whole(tmp_path):
     state = {**optimizer.state_dict(), "master_weights": {"w": paddle.ones([2])}, "last_epoch": np.float64(3)}
     paddle.save(state, str(tmp_path / "model.pdopt"))
     guards.check_pickle(tmp_path / "model.pdopt")
+
+
+def test_a_folder_that_cannot_be_written_is_told(monkeypatch, tmp_path):
+    guards.check_save_dir(tmp_path / "new" / "deeper")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(guards.os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(OSError, match=r"new.deeper takes no checkpoints: .* is not writable; give a folder"):
+        guards.check_save_dir(tmp_path / "new" / "deeper")
 
 
 class Records:
