@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import traceback
@@ -62,10 +61,8 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
 
 
 def _parser(prog: str, description: str, flags: Flags) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=describe_settings(),
-    )  # fmt: skip
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, epilog=describe_settings())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file, or the name of one that ships; without it, the recipe for B1"
     )
@@ -87,9 +84,9 @@ def _join(config: Config) -> World:
     return world
 
 
-def train_config(argv: Sequence[str], prog: str = "classification train") -> Config:
+def train_config(argv: Sequence[str], prog: str = "classification train", does: str = "Trains a classifier.") -> Config:
     """The configuration that the arguments of `train` mean."""
-    return _config(_parser(prog, "Trains a classifier.", TRAIN).parse_args(argv), TRAIN)
+    return _config(_parser(prog, does, TRAIN).parse_args(argv), TRAIN)
 
 
 def train(argv: Sequence[str], prog: str) -> None:
@@ -129,10 +126,9 @@ def predict(argv: Sequence[str], prog: str) -> None:
         return  # one process predicts for all
     from .inference import predict_list
 
-    with contextlib.ExitStack() as stack:
-        file = sys.stdout
-        if arguments.output:
-            file = stack.enter_context(open(arguments.output, "w", encoding="utf-8", newline=""))
+    if not arguments.output:
+        return predict_list(config, sys.stdout, top=arguments.top)
+    with open(arguments.output, "w", encoding="utf-8", newline="") as file:
         predict_list(config, file, top=arguments.top)
 
 
@@ -157,7 +153,4 @@ def benchmark(argv: Sequence[str], prog: str) -> None:
 
 
 def show_config(argv: Sequence[str], prog: str) -> None:
-    arguments = _parser(prog, "Prints the whole configuration that the arguments of train mean.", TRAIN).parse_args(
-        argv
-    )
-    sys.stdout.write(dump_yaml(_config(arguments, TRAIN)))
+    sys.stdout.write(dump_yaml(train_config(argv, prog, "Prints the whole configuration that train's arguments mean.")))

@@ -164,6 +164,7 @@ class RunConfig:
     resume: str | None = None
     skip_nonfinite: int = 0
     visualdl: bool = False
+    tensorboard: bool = False
     distributed: bool = True
 
 

@@ -20,7 +20,10 @@ BASE = "_base_"
 SHIPPED = Path(__file__).resolve().parent / "configs"
 
 RESUMABLE = (
-    *(f"run.{key}" for key in ("resume", "output", "log_every", "save_every", "keep", "visualdl", "device")),
+    *(
+        f"run.{key}"
+        for key in ("resume", "output", "log_every", "save_every", "keep", "visualdl", "tensorboard", "device")
+    ),
     *(f"data.{key}" for key in ("train_images", "val_images", "val_list", "workers", "eval_batch_size", "crop_pct")),
     *("data.train_list", "data.class_map"),  # where names and labels come from; these are compared themselves
     *("run.evaluate_every", "run.skip_nonfinite", "run.distributed", "model.pretrained", "model.replace_head"),

@@ -235,12 +235,9 @@ def eval_loader(
 
 
 def _loader(dataset: paddle.io.Dataset, batches: _Batches, workers: int) -> paddle.io.DataLoader:
-    return paddle.io.DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=min(workers, max(1, len(batches)) if workers else 0),
-        worker_init_fn=functools.partial(_end_with_trainer, os.getpid()),
-    )
+    workers = min(workers, max(1, len(batches)))
+    init = functools.partial(_end_with_trainer, os.getpid())
+    return paddle.io.DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=init)
 
 
 def _end_with_trainer(trainer: int, _: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import importlib
 import json
 import logging
 import platform
@@ -17,42 +18,44 @@ import paddle
 
 from cyclemlp_backbones.files import commit, installed_versions, write_atomically
 
-from .config import Config
+from .config import Config, RunConfig
 from .config_files import dump_yaml
 from .distributed import World
 
 logger = logging.getLogger(__name__)
 
 _DISTRIBUTIONS = ("cyclemlp-backbones", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "paddleclas", "visualdl")
+_WRITERS = {"visualdl": ("visualdl", "LogWriter"), "tensorboard": ("tensorboardX", "SummaryWriter")}
 
 
 class RunLog:
-    """`log.jsonl`, one JSON object a line with its `event`, and the same numbers in VisualDL where that is asked for.
-    Processes other than the first write nothing."""
+    """`log.jsonl`, one JSON object a line with its `event`, and the same numbers in VisualDL and TensorBoard where
+    `run` asks for them. Processes other than the first write nothing."""
 
-    def __init__(self, folder: Path, *, enabled: bool, visualdl: bool = False):
+    def __init__(self, folder: Path, *, enabled: bool, run: RunConfig = RunConfig()):  # noqa: B008  it is frozen
         self.path = folder / "log.jsonl"
         self.enabled = enabled
         if enabled and self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
             with self.path.open("ab") as file:
                 file.write(b"\n")  # a line that a kill cut short ends, so that the next one stands by itself
-        self._writer: Any = None
-        if enabled and visualdl:
-            try:
-                from visualdl import LogWriter
-            except ImportError as error:
-                raise ImportError("run.visualdl is true: pip install visualdl, or set it to false") from error
-            self._writer = LogWriter(logdir=str(folder / "visualdl"))
+        self._writers: list[Any] = []
+        for key, (package, kind) in _WRITERS.items():
+            if enabled and getattr(run, key):
+                try:
+                    writer = getattr(importlib.import_module(package), kind)
+                except ImportError as error:
+                    raise ImportError(f"run.{key} is true: pip install {package}, or set it to false") from error
+                self._writers.append(writer(logdir=str(folder / key)))
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
         if not self.enabled:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
-        if self._writer is not None and "step" in values:
-            for name, value in values.items():
+        for name, value in values.items() if "step" in values else ():
+            for writer in self._writers:
                 if isinstance(value, (int, float)) and name != "step":
-                    self._writer.add_scalar(f"{event}/{name}", value, int(values["step"]))
+                    writer.add_scalar(f"{event}/{name}", value, int(values["step"]))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -68,7 +71,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def write_description(folder: Path, config: Config, world: World, argv: Sequence[str]) -> None:
     """`config.yml`, all of it, and `environment.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yml").write_text(dump_yaml(config), encoding="utf-8")
     environment = {
         "command": list(argv),

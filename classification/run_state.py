@@ -132,15 +132,13 @@ def find_resume(resume: str | None, folder: Path) -> tuple[Path, RunState] | Non
     Without `resume`, CheckpointError for a folder with run states: those of two runs would be mixed up.
     """
     steps = saved_steps(folder)
-    if resume is None:
-        if steps:
-            raise CheckpointError(
-                f"{folder} has run states up to step {steps[-1]} of an earlier run: go on with it (--resume auto), "
-                "choose another run.output, or remove them"
-            )
-        return None
-    if resume != "auto":
+    if resume not in (None, "auto"):
         return Path(resume), read_run_state(Path(resume))
+    if resume is None and steps:
+        raise CheckpointError(
+            f"{folder} has run states up to step {steps[-1]} of an earlier run: go on with it (--resume auto), "
+            "choose another run.output, or remove them"
+        )
     for step in reversed(steps):
         try:
             return state_path(folder, step), read_run_state(state_path(folder, step))
@@ -163,10 +161,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
-                f"another run writes into {folder}: {path.read_text(encoding='utf-8').strip() or 'unknown'}; wait for "
-                "its end, end it, or choose another run.output"
-            ) from error
+            holder = path.read_text(encoding="utf-8").strip() or "it does not say which"
+            remedy = "wait for its end, end it, or choose another run.output"
+            raise ValueError(f"another run writes into {folder} ({holder}): {remedy}") from error
         except (ImportError, OSError) as error:
             logger.warning("%s: no lock keeps other runs out (%s)", folder, error)
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -25,7 +26,7 @@ from .data import BrokenImages, TrainDataset, read_samples, train_loader
 from .distributed import World
 from .ema import WeightAverage, weights_replaced
 from .losses import training_losses
-from .metrics import Evaluation, check_broken, check_first_images, evaluate_samples
+from .metrics import check_broken, check_first_images, evaluate_samples
 from .mixup import Mix, draw_mix, mix_images, mix_targets, smooth_one_hot
 from .optim import build_optimizer, take_step
 from .precision import Precision, loss_scale, restore_scaler, scaler_state
@@ -50,7 +51,7 @@ class Trainer:
     """One process of a run. `run` trains to the end; everything it leaves lies in `run.output`."""
 
     def __init__(self, config: Config, world: World | None = None, *, argv: Sequence[str] = ()):
-        self.config, self.world = config, world or World()
+        self.config, self.world, self.argv = config, world or World(), argv
         self.output = Path(config.run.output)
         self.samples = read_samples(config, "train")
         self.plan = Plan(
@@ -81,9 +82,9 @@ class Trainer:
         self.broken = BrokenImages(self.samples, config.data.max_broken)
         self.best: dict[str, Any] = {}
         self.last: dict[str, float] = {}
-        self.skipped = 0
-        self.evaluated = 0  # the step of the last evaluation
-        self._ending, self._evaluating = False, False  # SIGTERM has come; a run state of this step is there
+        self.skipped, self.evaluated = 0, 0  # how many steps; the step of the last evaluation
+        self._sigterm, self._ending = False, False  # it has come; all processes have agreed to end by it
+        self._evaluating = False  # a run state of this step is there
         if resume is not None:
             self._restore(*resume)
         self._check_same_step()
@@ -92,7 +93,6 @@ class Trainer:
         if config.distillation.type != "none":
             classes = config.model.num_classes
             self.teacher = Teacher(build_teacher(config.distillation, num_classes=classes), num_classes=classes)
-        self.argv = argv
 
     def _lr(self, step: int) -> float:
         rates, plan = self.config.rates(self.plan.global_batch), self.plan
@@ -112,7 +112,7 @@ class Trainer:
             signal.signal(signal.SIGTERM, before)
 
     def _on_sigterm(self, *_: object) -> None:
-        self._ending = True
+        self._sigterm = True
         if self._evaluating:
             raise Terminated
 
@@ -120,7 +120,7 @@ class Trainer:
         config, plan = self.config, self.plan
         if self.world.is_main:
             write_description(self.output, config, self.world, self.argv)
-        self.log = RunLog(self.output, enabled=self.world.is_main, visualdl=config.run.visualdl)
+        self.log = RunLog(self.output, enabled=self.world.is_main, run=config.run)
         self.log.write("start", {"step": self.step, "total_steps": plan.total_steps, "global_batch": plan.global_batch})
         logger.info(
             "%d images, %d steps of %d images from step %d on, %s",
@@ -167,8 +167,7 @@ class Trainer:
     def _micro_batches(self) -> Iterator[list[Tensor]]:
         if self.step >= self.plan.total_steps:
             return iter(())
-        dataset = TrainDataset(self.samples, self.transform, seed=self.config.run.seed)
-        workers = self.config.data.workers
+        dataset, workers = TrainDataset(self.samples, self.transform, seed=self.plan.seed), self.config.data.workers
         return train_loader(dataset, self.plan, rank=self.world.rank, first_step=self.step, workers=workers)
 
     def _train_step(self, batches: list[Any], lr: float) -> dict[str, float]:
@@ -192,7 +191,7 @@ class Trainer:
             totals.append(paddle.stack([loss.detach() for loss in losses.values()]))
             mixes.append(mix)
             unreadable += indices.numpy()[broken.numpy().astype(bool)].tolist()
-        counted = paddle.to_tensor([float(self._ending), float(len(unreadable))])
+        counted = paddle.to_tensor([float(self._sigterm), float(len(unreadable))])
         vector = self.world.mean_tensor(paddle.concat([paddle.stack(totals).mean(0), counted])).numpy()
         values = {name: float(value) for name, value in zip(names, vector)}
         self._ending = bool(vector[-2] > 0)  # all processes end at the same step
@@ -278,10 +277,8 @@ class Trainer:
         """The held-out list by the weights ("model") and by their moving average ("ema")."""
         if (samples := self.val_samples) is None:
             return
-
-        def run() -> Evaluation:
-            return evaluate_samples(self.model, samples, self.config, self.world, autocast=self.precision.autocast)
-
+        autocast = self.precision.autocast
+        run = functools.partial(evaluate_samples, self.model, samples, self.config, self.world, autocast=autocast)
         results = {"model": run()}
         if self.average is not None:
             with weights_replaced(self.model, self.average.values):

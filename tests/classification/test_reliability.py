@@ -89,6 +89,20 @@ def test_sigterm_saves_a_run_state_wherever_it_comes(digits, whole, tmp_path):
     check_same_end(tmp_path, whole)
 
 
+def test_a_sigterm_while_the_processes_agree_is_not_forgotten(digits, tmp_path, monkeypatch):
+    trainer = Trainer(tiny_config(digits, tmp_path, **RESUMED))
+
+    def agree(self, values):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    monkeypatch.setattr(training.World, "mean_tensor", agree)
+    with pytest.raises(Terminated):
+        trainer.run()
+    assert saved_steps(tmp_path / "checkpoints") == [2, 4]
+
+
 def left_behind(pids):
     """Which of the processes run, and which files of shared memory are theirs, after up to ten seconds."""
     deadline = time.monotonic() + 10
@@ -256,7 +270,9 @@ def test_a_second_run_into_the_same_folder_is_refused_and_told_who_is_there(digi
     with subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes) as other:
         try:
             assert other.stdout.readline() == "held\n"
-            with pytest.raises(ValueError, match=rf"another run writes into .*host .*, process {other.pid}, since 20"):
+            with pytest.raises(
+                ValueError, match=rf"another run writes into .*\(host .*, process {other.pid}, since 20"
+            ):
                 Trainer(tiny_config(digits, tmp_path)).run()
             assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]  # nothing of the other run is touched
         finally:

@@ -7,6 +7,7 @@ import types
 import pytest
 
 from classification import report
+from classification.config import RunConfig
 from classification.report import Meter, RunLog, as_time, read_log
 from classification.trainer import Trainer
 from tests.classification.tiny import tiny_config
@@ -68,27 +69,32 @@ def test_the_progress_line_has_the_logs_values(digits, tmp_path, caplog):
     assert found[6] == as_time(row["eta_seconds"])
 
 
-def test_visualdl_gets_the_numbers_of_the_log(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "package", "kind"),
+    [("visualdl", "visualdl", "LogWriter"), ("tensorboard", "tensorboardX", "SummaryWriter")],
+)
+def test_other_loggers_get_the_numbers_of_the_log(monkeypatch, tmp_path, key, package, kind):
     written = []
 
-    class LogWriter:
+    class Writer:
         def __init__(self, logdir):
             written.append(logdir)
 
         def add_scalar(self, *scalar):
             written.append(scalar)
 
-    monkeypatch.setitem(sys.modules, "visualdl", types.SimpleNamespace(LogWriter=LogWriter))
-    log = RunLog(tmp_path, enabled=True, visualdl=True)
+    monkeypatch.setitem(sys.modules, package, types.SimpleNamespace(**{kind: Writer}))
+    run = RunConfig(**{key: True})
+    log = RunLog(tmp_path, enabled=True, run=run)
     log.write("train", {"step": 7, "loss": 0.5, "note": "text"})
     log.write("broken", {"count": 1})  # has no step
-    assert written == [str(tmp_path / "visualdl"), ("train/loss", 0.5, 7)]
+    assert written == [str(tmp_path / key), ("train/loss", 0.5, 7)]
     assert [row["event"] for row in read_log(tmp_path / "log.jsonl")] == ["train", "broken"]
-    RunLog(tmp_path, enabled=False, visualdl=True).write("train", {"step": 8})
+    RunLog(tmp_path, enabled=False, run=run).write("train", {"step": 8})
     assert len(written) == 2  # another process than the first
-    monkeypatch.setitem(sys.modules, "visualdl", None)
-    with pytest.raises(ImportError, match="pip install visualdl"):
-        RunLog(tmp_path, enabled=True, visualdl=True)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"run.{key} is true: pip install {package}"):
+        RunLog(tmp_path, enabled=True, run=run)
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
