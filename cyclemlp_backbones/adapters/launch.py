@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+_PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+"""Packages that are not called as their modules are."""
+
 
 def _register(adapter: str) -> None:
     module = importlib.import_module(f"cyclemlp_backbones.adapters.{adapter}")
@@ -59,6 +62,12 @@ def importing(toolkit: str, package: str, extra: str) -> Iterator[None]:
         install = f'`pip install "cyclemlp-backbones[{extra}]"`'
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == package:
             raise ImportError(f"{toolkit} is not installed; {install}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            name = error.name.split(".")[0]
+            raise ImportError(
+                f"`import {package}` fails: {error}; `pip install {_PACKAGES.get(name, name)}` (a checkout may need "
+                "more than the wheel: its requirements.txt lists it)"
+            ) from error
         raise ImportError(
             f"`import {package}` fails: {error}. If it speaks of numpy: opencv-python 4.5 was built for numpy 1 and "
             f'does not load with numpy 2; `pip install "numpy<2"`, or all at once {install}'

@@ -73,6 +73,7 @@ raise KeyboardInterrupt
     [
         ("seg", SEG_SCRIPT, "--resume_model mine/iter_7"),
         ("det", DET_SCRIPT, "-r mine/retinanet/7.pdparams"),
+        ("det", DET_SCRIPT.replace('Path("mine", "retinanet")', 'Path("mine")'), "-r mine/7.pdparams"),  # 2.7 and later
     ],
 )
 def test_an_interrupt_of_a_checkouts_script_says_how_to_go_on(tmp_path, command, source, last):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,10 +118,11 @@ def test_export(case):
     case.export()
 
 
-def test_exported_equals_dygraph(case):
+def test_exported_equals_dygraph(case, record_property):
     script = REPOSITORY / "tests/toolkits/agreement.py"
     done = python(script, case.root, case.config, case.weights, case.folder / "exported" / case.model, cwd=case.folder)
     assert done.returncode == 0, done.stderr[-6000:]
+    record_property("repairs", json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_resume(case):

@@ -35,7 +35,9 @@ from PIL import ImageDraw, ImageFont
 from ppdet.data.source.coco import COCODataSet
 from ppdet.engine.trainer import Trainer
 from ppdet.modeling import layers, ops
+from ppdet.modeling.assigners import atss_assigner
 from ppdet.modeling.heads.mask_head import MaskHead
+from ppdet.modeling.losses import queryinst_loss
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
 from ppdet.modeling.proposal_generator import target
 from ppdet.modeling.proposal_generator.rpn_head import RPNHead
@@ -293,6 +295,38 @@ def _slice(input: Any, axes: Sequence[int], starts: Sequence[int], ends: Sequenc
 def _repair_batch_size() -> None:
     """RCNNBox slices im_shape.shape, a list, in a static graph, an AttributeError on export of 2.7.1's R-CNNs."""
     layers.paddle = _Paddle(slice=_slice)
+
+
+def _integers_do_not_compare() -> bool:
+    some, others = (paddle.zeros([1], dtype=dtype) for dtype in ("int32", "int64"))
+    return fails(lambda: some == others, TypeError)
+
+
+@REPAIRS.row(
+    "queryinst_labels",
+    until=_NOT_MENDED,
+    needed=lambda: (
+        _integers_do_not_compare()
+        and "tgt_labels == paddle.arange(0, self.num_classes)" in inspect.getsource(queryinst_loss)
+    ),
+)
+def _repair_queryinst_labels() -> None:
+    """QueryInst compares labels, int32, with a range of int64, a TypeError on Paddle 3."""
+    queryinst_loss.paddle = _Paddle(arange=functools.partial(paddle.arange, dtype="int32"))
+
+
+@REPAIRS.row(
+    "few_anchors",
+    until=_NOT_MENDED,
+    needed=lambda: "distances, self.topk, axis" in inspect.getsource(atss_assigner),
+)
+def _repair_few_anchors() -> None:
+    """ATSSAssigner (TOOD, PP-YOLOE) wants nine anchors of each level, a ValueError for an image that has fewer."""
+
+    def topk(x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
+        return paddle.topk(x, min(k, x.shape[axis]), axis=axis, largest=largest)
+
+    atss_assigner.paddle = _Paddle(topk=topk)
 
 
 def _dataset_takes_any_annotations() -> bool:

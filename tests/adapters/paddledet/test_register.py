@@ -82,6 +82,7 @@ def test_every_parameter_is_documented():
     ("error", "remedy"),
     [
         (ModuleNotFoundError("No module named 'ppdet'", name="ppdet"), r'pip install "cyclemlp-backbones\[det\]"'),
+        (ModuleNotFoundError("No module named 'imgaug'", name="imgaug.augmentables"), "pip install imgaug"),
         (ImportError("numpy.core.multiarray failed to import"), r'multiarray failed.*pip install "numpy<2"'),
     ],
 )

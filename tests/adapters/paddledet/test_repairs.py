@@ -36,7 +36,8 @@ DEFECTS = {
 def expected_status(name: str) -> str:
     """What the only recent release on PyPI, 2.6.0, needs on this Paddle."""
     newer = dict.fromkeys(("font", "export_program", "static_batch_size"), False)  # defects of later releases
-    needed = {"static_nms": not PADDLE_2, "zlib_order": PADDLE_2, **newer}.get(name, True)
+    of_paddle = {"static_nms": not PADDLE_2, "queryinst_labels": not PADDLE_2, "zlib_order": PADDLE_2}
+    needed = {**of_paddle, **newer}.get(name, True)
     return "applied" if needed else "not needed"
 
 
@@ -372,3 +373,49 @@ def test_suppression_is_paddledetections(return_index):
     assert (repaired[2] is None) == (not return_index)
     for some, others in zip(repaired, original):
         np.testing.assert_array_equal(some, others)
+
+
+def choose_anchors():
+    """How many anchors of two levels, 16 and 4, are candidates for each of three boxes."""
+    from ppdet.modeling.assigners.atss_assigner import ATSSAssigner
+
+    distances = paddle.to_tensor(np.random.RandomState(0).uniform(size=(1, 3, 20)).astype("float32"))
+    chosen, index = ATSSAssigner(topk=9)._gather_topk_pyramid(distances, [16, 4], paddle.ones([1, 3, 1]))
+    return chosen[:, :, :16].sum(-1).tolist(), chosen[:, :, 16:].sum(-1).tolist(), index.shape
+
+
+def lose_labels():
+    from ppdet.modeling.losses.queryinst_loss import QueryInstLoss
+
+    targets = [{"labels": paddle.to_tensor([[1], [2]], dtype="int32")}]
+    logits = paddle.to_tensor([[[-9.0, 9, -9], [-9, -9, -9], [-9, -9, 9]]])
+    pairs = [(paddle.to_tensor([0, 2]), paddle.to_tensor([0, 1]))]
+    return float(QueryInstLoss(num_classes=3).loss_classes(logits, targets, pairs, 1.0)["loss_cls"])
+
+
+def without_and_with(name, use):
+    """The error of `use` without the repair `name`, None if there is none; its result with it."""
+    os.environ["CYCLEMLP_PADDLEDET_REPAIRS_OFF"] = name
+    from cyclemlp_backbones.adapters.paddledet.repairs import REPAIRS
+
+    REPAIRS.apply()
+    try:
+        use()
+        error = None
+    except Exception as raised:
+        error = str(raised)
+    (repair,) = [repair for repair in REPAIRS.rows if repair.name == name]
+    repair.apply()
+    return error, use()
+
+
+def test_a_level_of_few_anchors_gives_all_of_them():
+    error, chosen = in_process(without_and_with, "few_anchors", choose_anchors)
+    assert "topk" in error
+    assert chosen == ([[9.0] * 3], [[4.0] * 3], [1, 3, 13])
+
+
+def test_queryinst_compares_its_labels():
+    error, loss = in_process(without_and_with, "queryinst_labels", lose_labels)
+    assert (error is None) == (expected_status("queryinst_labels") == "not needed")
+    assert loss < 1e-3

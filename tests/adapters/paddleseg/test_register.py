@@ -96,6 +96,7 @@ def test_backbone_takes_pretrained_weights(tmp_path):
             ModuleNotFoundError("No module named 'paddleseg'", name="paddleseg"),
             r'pip install "cyclemlp-backbones\[seg\]"',
         ),
+        (ModuleNotFoundError("No module named 'skimage'", name="skimage.measure"), "pip install scikit-image"),
         (ImportError("numpy.core.multiarray failed to import"), r'multiarray failed.*pip install "numpy<2"'),
     ],
 )
