@@ -34,7 +34,7 @@ def pytest_sessionfinish(session):
     if path and results:
         text = Path(path).read_text()
         before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        write_atomically(Path(path), (before + BEGIN + table() + END + after).encode())
+        write_atomically(path, lambda file: Path(file).write_text(before + BEGIN + table() + END + after))
 
 
 def table() -> str:
