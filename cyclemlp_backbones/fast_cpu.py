@@ -54,18 +54,17 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 class _Rebuilding:
     def __init__(self, x: Tensor, rebuild: Callable[[], Tensor]):
-        self._x: Tensor | None = x  # alive for as long as its address is compared
+        self._alive = alive = [x]  # for as long as its address is compared; no cycle with the hooks, which keep tensors
+
+        def pack(saved: Tensor) -> Tensor | None:
+            return None if is_same(saved, *alive) else saved
 
         @paddle.no_grad()
         def unpack(kept: Tensor | None) -> Tensor:
             return rebuild() if kept is None else kept
 
-        self._hooks = saved_tensors_hooks(lambda saved: None if self._is_x(saved) else saved, unpack)
+        self._hooks = saved_tensors_hooks(pack, unpack)
         self._active = False
-
-    def _is_x(self, saved: Tensor) -> bool:
-        """Same memory, read in the same way, and so the same values: no view of another shape or order."""
-        return self._x is not None and _memory(saved) == _memory(self._x)
 
     def __enter__(self) -> None:
         try:
@@ -77,11 +76,13 @@ class _Rebuilding:
     def __exit__(self, *error: object) -> None:
         if self._active:
             self._hooks.__exit__()
-        self._x = None
+        self._alive.clear()
 
 
-def _memory(x: Tensor) -> tuple:
-    return x.data_ptr(), x.shape, x.strides, x.dtype
+def is_same(saved: Tensor, x: Tensor) -> bool:
+    """Same memory, read in the same way, and so the same values: no view of another shape, order or type."""
+    one, other = ((y.data_ptr(), y.shape, y.strides, y.dtype) for y in (saved, x))
+    return one == other
 
 
 def rebuilt_in_backward(x: Tensor, rebuild: Callable[[], Tensor]) -> AbstractContextManager:
