@@ -156,8 +156,6 @@ def test_two_processes(case):
 DEFECTS = {
     ("PaddleSeg-v2.9.1", "checkpoint_without_evaluation"): ("semantic_fpn", "train", "UnboundLocalError"),
     ("PaddleDetection-2.7.1", "static_batch_size"): ("mask_rcnn", "export", "'list' object has no attribute 'shape'"),
-    ("PaddleDetection-2.7.1", "static_predictions"): ("mask_rcnn", "export", "true_block&false_block must be equal"),
-    ("PaddleDetection-develop", "static_predictions"): ("mask_rcnn", "export", "true_block&false_block must be equal"),
 }
 
 
