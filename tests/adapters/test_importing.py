@@ -9,7 +9,7 @@ from cyclemlp_backbones.adapters.launch import importing
     ("version", "remedy"),
     [
         ((3, 11, 7), r'PaddleSeg is not installed; `pip install "cyclemlp-backbones\[seg\]"`'),
-        ((3, 12, 0), r"its wheel needs Python 3\.10 or 3\.11; a checkout runs by `cyclemlp seg PATH/tools/train\.py"),
+        ((3, 12, 0), r"its wheel needs Python 3\.10 or 3\.11; a checkout runs: `cyclemlp seg PATH/tools/train\.py"),
     ],
 )
 def test_the_remedy_is_one_that_this_python_takes(monkeypatch, version, remedy):
