@@ -62,8 +62,6 @@ def importing(toolkit: str, package: str, extra: str) -> Iterator[None]:
         install = f'`pip install "cyclemlp-backbones[{extra}]"`'
         if sys.version_info >= (3, 12):
             install = f"its wheel needs Python 3.10 or 3.11; a checkout runs: `cyclemlp {extra} PATH/tools/train.py …`"
-                f"its wheel needs Python 3.10 or 3.11; a checkout runs by `cyclemlp {extra} PATH/tools/train.py …`"
-            )
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == package:
             raise ImportError(f"{toolkit} is not installed; {install}") from error
         if isinstance(error, ModuleNotFoundError) and error.name:
