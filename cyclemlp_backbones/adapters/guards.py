@@ -71,7 +71,9 @@ def check_pickle(path: str | os.PathLike) -> None:
     try:
         with open(path, "rb") as file:
             PickleReader(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), NAMES).read()
-    except ValueError as error:  # also of a file that is empty
+    except OSError:
+        raise
+    except Exception as error:  # bytes that make no sense fail in many ways; ValueError of a file that is empty too
         raise CheckpointError(f"{path}: {error}") from error
 
 

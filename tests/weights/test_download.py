@@ -289,7 +289,6 @@ def test_a_full_disk_is_explained(server, monkeypatch):
 def test_what_cannot_be_told_from_a_cut_file_is_refused(server):
     url, behaviour = server
     behaviour.length = False
-    behaviour.cuts = [1_500_000]
     with pytest.raises(DownloadError, match="does not tell the length"):
         fetch(url)
     assert visible(cached_path(url).parent) == []
