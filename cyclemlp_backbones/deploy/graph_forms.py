@@ -1,7 +1,7 @@
 """Forms of the network that exported graphs run fast in on a CPU: an export's choice, the network itself has one form.
 
-With Paddle's predictor, with and without oneDNN, and ONNX Runtime, the plain graph took 5 to 25 % more time
-(docs/performance.md). On a GPU they have not been measured, and exports for one keep the plain graph.
+The plain graph was slower with Paddle's predictor, with and without oneDNN, and a little so with ONNX Runtime. On a GPU
+these forms have not been measured, and exports for one keep the plain graph.
 """
 
 from __future__ import annotations
