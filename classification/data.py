@@ -237,7 +237,19 @@ def eval_loader(
 def _loader(dataset: paddle.io.Dataset, batches: _Batches, workers: int) -> paddle.io.DataLoader:
     workers = min(workers, max(1, len(batches)))
     init = functools.partial(_end_with_trainer, os.getpid())
-    return paddle.io.DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=init)
+    return _Loader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=init)
+
+
+class _Loader(paddle.io.DataLoader):
+    def __iter__(self) -> Any:
+        """Starts the workers with SIGTERM held back, which would end one that has not come to `_end_with_trainer`."""
+        if sys.platform == "win32":
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_trainer(trainer: int, _: int) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from .data import BrokenImages, TrainDataset, read_samples, train_loader
 from .distributed import World
 from .ema import WeightAverage, weights_replaced
 from .losses import training_losses
-from .metrics import check_broken, check_first_images, evaluate_samples
+from .metrics import Evaluation, check_broken, check_first_images, eval_batches, evaluate
 from .mixup import Mix, draw_mix, mix_images, mix_targets, smooth_one_hot
 from .optim import build_optimizer, take_step
 from .precision import Precision, loss_scale, restore_scaler, scaler_state
@@ -84,7 +83,6 @@ class Trainer:
         self.last: dict[str, float] = {}
         self.skipped, self.evaluated = 0, 0  # how many steps; the step of the last evaluation
         self._sigterm, self._ending = False, False  # it has come; all processes have agreed to end by it
-        self._evaluating = False  # a run state of this step is there
         if resume is not None:
             self._restore(*resume)
         self._check_same_step()
@@ -112,9 +110,16 @@ class Trainer:
             signal.signal(signal.SIGTERM, before)
 
     def _on_sigterm(self, *_: object) -> None:
-        self._sigterm = True
-        if self._evaluating:
-            raise Terminated
+        self._sigterm = (
+            True  # no more: it comes in the midst of Paddle's own code, and in a worker before that has begun
+        )
+
+    def _until_sigterm(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """An evaluation's batches; a run state of its step is there."""
+        for batch in batches:
+            if self._sigterm:
+                raise Terminated
+            yield batch
 
     def _train(self, stop_at: int | None) -> dict[str, Any]:
         config, plan = self.config, self.plan
@@ -132,9 +137,7 @@ class Trainer:
         while True:
             if self._evaluation_is_due():  # also of a run state that an evaluation which failed has left
                 paused = time.perf_counter()
-                self._evaluating = True
                 self._evaluate_and_keep_best()
-                self._evaluating = False
                 self._save()
                 if self.world.is_main:
                     write_progress(self.log.path)
@@ -277,8 +280,11 @@ class Trainer:
         """The held-out list by the weights ("model") and by their moving average ("ema")."""
         if (samples := self.val_samples) is None:
             return
-        autocast = self.precision.autocast
-        run = functools.partial(evaluate_samples, self.model, samples, self.config, self.world, autocast=autocast)
+
+        def run() -> Evaluation:
+            batches = self._until_sigterm(eval_batches(samples, self.config, self.world))
+            return evaluate(self.model, batches, self.world, autocast=self.precision.autocast)
+
         results = {"model": run()}
         if self.average is not None:
             with weights_replaced(self.model, self.average.values):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from classification import data
 from classification import trainer as training
 from classification.commands import TERMINATED
 from classification.run_state import RunState, only_run_in, read_run_state, saved_steps, state_path, write_run_state
@@ -47,7 +48,7 @@ def test_an_evaluation_that_fails_loses_nothing_and_is_made_up_for(digits, whole
 
     for _ in range(2):  # the retry as well
         with monkeypatch.context() as patch:
-            patch.setattr(training, "evaluate_samples", fail)
+            patch.setattr(training, "evaluate", fail)
             with pytest.raises(OSError, match="the folder is away"):
                 Trainer(tiny_config(digits, tmp_path, **AUTO)).run()
         assert saved_steps(tmp_path / "checkpoints")[-1] == 5
@@ -101,6 +102,20 @@ def test_a_sigterm_while_the_processes_agree_is_not_forgotten(digits, tmp_path, 
     with pytest.raises(Terminated):
         trainer.run()
     assert saved_steps(tmp_path / "checkpoints") == [2, 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
+def test_a_sigterm_to_a_worker_that_begins_does_not_end_the_run(digits, whole, tmp_path, monkeypatch):
+    """As Slurm's to all processes may come: before the worker holds the signal back, with the trainer's handler in it."""
+    prepare = data._end_with_trainer
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        prepare(*arguments)
+
+    monkeypatch.setattr(data, "_end_with_trainer", signalled)
+    Trainer(tiny_config(digits, tmp_path, **{**AUTO, "data__workers": 2})).run()
+    check_same_end(tmp_path, whole)
 
 
 def left_behind(pids):
