@@ -243,7 +243,7 @@ def _loader(dataset: paddle.io.Dataset, batches: _Batches, workers: int) -> padd
 class _Loader(paddle.io.DataLoader):
     def __iter__(self) -> Any:
         """Starts the workers with SIGTERM held back, which would end one that has not come to `_end_with_trainer`."""
-        if sys.platform == "win32":
+        if sys.platform != "linux":
             return super().__iter__()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
@@ -260,7 +260,6 @@ def _end_with_trainer(trainer: int, _: int) -> None:
     """
     if sys.platform != "linux":  # no other system tells
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
     def watch() -> None:

@@ -111,7 +111,7 @@ class Trainer:
 
     def _on_sigterm(self, *_: object) -> None:
         self._sigterm = (
-            True  # no more: it comes in the midst of Paddle's own code, and in a worker before that has begun
+            True  # and raises nothing, within whatever code of Paddle it came
         )
 
     def _until_sigterm(self, batches: Iterable[Any]) -> Iterator[Any]:

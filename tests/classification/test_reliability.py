@@ -106,7 +106,7 @@ def test_a_sigterm_while_the_processes_agree_is_not_forgotten(digits, tmp_path, 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
 def test_a_sigterm_to_a_worker_that_begins_does_not_end_the_run(digits, whole, tmp_path, monkeypatch):
-    """As Slurm's to all processes may come: before the worker holds the signal back, with the trainer's handler in it."""
+    """Slurm sends it to all processes, at any moment."""
     prepare = data._end_with_trainer
 
     def signalled(*arguments):
