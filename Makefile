@@ -40,7 +40,7 @@ help:
 		exit 1; \
 	fi
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(PADDLE)" -e ".[seg,det,cls,export,demo,dev]"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) -e ".[seg,det,cls,export,demo,dev]"
 	@touch $@
 
 demo: .venv/installed
@@ -89,7 +89,7 @@ test: .venv/installed
 # The wheel pins what the toolkits pin otherwise, hence --no-deps and an environment of its own.
 .venv-paddleclas/installed: pyproject.toml setup.py Makefile
 	$(or $(PYTHON),python3) -m venv --clear .venv-paddleclas
-	.venv-paddleclas/bin/python -m pip install --quiet --disable-pip-version-check "$(PADDLE)" -e ".[cls]" pytest scikit-learn requests six
+	.venv-paddleclas/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) -e ".[cls]" pytest scikit-learn requests six
 	.venv-paddleclas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps paddleclas==2.6.0
 	@touch $@
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cyclemlp_backbones.weights.loading import locate_weights as locate_weights
     from cyclemlp_backbones.weights.pickles import CheckpointError as CheckpointError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULE_OF = {
     "CheckpointError": "weights.pickles",
