@@ -6,7 +6,10 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+
+from cyclemlp_backbones.checks import did_you_mean
 
 COMMANDS = {
     "variants": "table of the network's sizes",
@@ -44,7 +47,8 @@ def _versions() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0, 1 for an error that the message explains, 2 for a wrong call."""
+    """Runs one command; the exit status: 0, 1 for an error that the message explains, 2 for a wrong call, 130 after an
+    interrupt, 141 where nobody reads the output any more."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -54,15 +58,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_versions())
         return 0
     if command not in COMMANDS:
-        print(f"cyclemlp: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
+        print(f"cyclemlp: unknown command {command!r}{did_you_mean(command, COMMANDS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cyclemlp_backbones").setLevel(logging.INFO)  # not the root's: importing paddle may have set that
+    warnings.filterwarnings("ignore", "No ccache found")  # Paddle's, at every import
     module = importlib.import_module(f"cyclemlp_backbones.cli.{command.replace('-', '_')}")
-    if os.environ.get("CYCLEMLP_TRACEBACK"):
-        return module.main(rest)
     try:
-        return module.main(rest)
+        status = module.main(rest)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `cyclemlp variants | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+        return 141
+    except KeyboardInterrupt:
+        print(f"cyclemlp {command}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError, ImportError) as error:  # what a caller can mend; anything else is our bug
+        if os.environ.get("CYCLEMLP_TRACEBACK"):
+            raise
         print(f"cyclemlp {command}: error: {error}\n(CYCLEMLP_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
