@@ -25,7 +25,7 @@ help:
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make test-toolkits   checkouts of PaddleSeg and PaddleDetection, by their own tools (TOOLKITS=DIR holds them or their archives)"
-	@echo "make bench        every figure of the README's table of speed, ten minutes and more; stores and shows them"
+	@echo "make bench        every figure of docs/performance.md's first table, ten minutes and more; stores and shows them"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
 	@echo "make bench-deploy    exported models against dygraph: the table of docs/deployment.md"

@@ -1,1 +1,1 @@
-"""What is measured, with what it is compared with. `make bench` runs all of it; README's "Speed" shows the figures."""
+"""What is measured, and with what it is compared. `make bench` runs all; docs/performance.md shows the figures."""

@@ -2,7 +2,7 @@
 
     python -m benchmarks [--rounds 9] [--groups layers network …] [--json FILE]
 
-Only a run of all groups is stored; `python -m benchmarks.report` then puts it into the README.
+Only a run of all groups is stored; `python -m benchmarks.report` then puts it into the documents.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> int:
     target = arguments.json or (STORED if whole and not results.missing else None)
     if target is not None:
         results.write(target)
-        print(f"written to {target}; `python -m benchmarks.report` puts the stored run into the README")
+        print(f"written to {target}; `python -m benchmarks.report` puts the stored run into the documents")
     else:
         print("nothing is stored: only a run of all groups, with a figure for every row, is")
     return 1 if whole and results.missing else 0

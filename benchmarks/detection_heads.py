@@ -1,8 +1,8 @@
 """Which detection heads train, evaluate, infer and export on the installed Paddle: each cell of the table is a run.
 
     python -m benchmarks.detection_heads                      # measures here, prints the table of all results so far
-    python -m benchmarks.detection_heads --readme README.md   # and puts it between the README's two markers
-    python -m benchmarks.detection_heads --render-only --readme README.md
+    python -m benchmarks.detection_heads --document docs/support.md   # and puts it there, between two markers
+    python -m benchmarks.detection_heads --render-only --document docs/support.md
 
 The shipped b1 configurations run with `cyclemlp det …`, narrowed to CycleMLP-B0, small images and few proposals. The
 result of each Paddle version is a file in docs/results. A step counts if its command ends well and left what it
@@ -41,7 +41,7 @@ HEADS = {
     "cascade_mask_rcnn": "Cascade Mask R-CNN",
 }
 ACTIONS = ("train", "eval", "infer", "export")
-PART = Part("detection heads", "python -m benchmarks.detection_heads --readme README.md")
+PART = Part("detection heads", "python -m benchmarks.detection_heads --document docs/support.md")
 _SIZE, _TRAIN_SCENES, _STEPS = 64, 16, 8
 _NORMALIZE = {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _TOLERANCE = 1e-3  # of scores, and of coordinates in pixels
@@ -264,7 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Which detection heads work on the installed Paddle.")
     parser.add_argument("--heads", choices=HEADS, nargs="+", default=list(HEADS), help="default: all")
     parser.add_argument("--out", type=Path, help="folder of configurations, weights and logs (a temporary one)")
-    parser.add_argument("--readme", type=Path, help="file to put the table into, between its markers")
+    parser.add_argument("--document", type=Path, help="file to put the table into, between its markers")
     parser.add_argument("--render-only", action="store_true", help="measure nothing")
     parser.add_argument("--compare", nargs=3, metavar=("CONFIG", "EXPORTED", "BATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -288,8 +288,8 @@ def main() -> int:
             print("nothing is stored: only a run of all heads is")
     table = render(stored_results())
     print(table)
-    if arguments.readme:
-        PART.write(arguments.readme, table)
+    if arguments.document:
+        PART.write(arguments.document, table)
     return 0 if works else 1
 
 

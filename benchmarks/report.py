@@ -1,4 +1,4 @@
-"""Puts the stored figures into the README, and draws latency over accuracy. Measures nothing.
+"""Puts the stored figures into docs/performance.md and the READMEs, and draws latency over accuracy. Measures nothing.
 
 python -m benchmarks.report
 """
@@ -14,9 +14,18 @@ from benchmarks.latency import LATENCIES, OURS
 from benchmarks.results import STORED, Results
 from benchmarks.rows import ROWS, Figure, Row
 
-README = ROOT / "README.md"
+DOCUMENT = ROOT / "docs" / "performance.md"
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README_zh.md"}
 PICTURE = STORED.with_name("latency.png")
 PART = Part("speed", "make bench")
+
+SUMMARY = {
+    "forward_1_resnet50": ("B1 forward, batch 1, 224 px", "B1 前向，batch 1，224 px"),
+    "forward_8_resnet50": ("B1 forward, batch 8, 224 px", "B1 前向，batch 8，224 px"),
+    "forward_512_resnet50": ("B1 forward, batch 1, 512 px", "B1 前向，batch 1，512 px"),
+    "step_resnet50": ("B1 training step, batch 4, 224 px", "B1 训练一步，batch 4，224 px"),
+}
+"""The rows that the READMEs show, in their two languages; each is a ratio to ResNet-50."""
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "onnxruntime")
 
@@ -40,12 +49,20 @@ def _line(row: Row, figure: Figure) -> str:
 
 
 def table(results: Results) -> str:
-    """The README's part: every row with its targets and its figure, and what they were measured on."""
+    """Every row with its targets and its figure, and what they were measured on."""
     lines = ["| ratio of times, less is better but for the pipeline | must | aim | best rounds | medians | reached |"]
     lines.append("|---" * 6 + "|")
     lines += [_line(row, results[row.key]) for row in ROWS]
     lines += ["", f"{describe(results.machine, results.rounds)}.", "GPU: not measured, none was at hand."]
     return "\n".join(lines)
+
+
+def summary(results: Results, language: str) -> str:
+    """The four rows of a README."""
+    head = ("time against ResNet-50 (paddle.vision), on a CPU", "相对 ResNet-50（paddle.vision）的耗时，CPU")
+    number = 0 if language == "en" else 1
+    rows = [f"| {names[number]} | {results[key].minima:.2f} |" for key, names in SUMMARY.items()]
+    return "\n".join([f"| {head[number]} | |", "|---|---|", *rows, "", f"{describe(results.machine, results.rounds)}."])
 
 
 def draw(latencies: dict[str, Any], path: Path) -> None:
@@ -93,9 +110,12 @@ def draw(latencies: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    PART.write(README, table(Results.read(STORED)))
+    stored = Results.read(STORED)
+    PART.write(DOCUMENT, table(stored))
+    for language, readme in READMES.items():
+        PART.write(readme, summary(stored, language))
     draw(read_json(LATENCIES), PICTURE)
-    print(f"{README} and {PICTURE} show {STORED.name} and {LATENCIES.name}")
+    print(f"{DOCUMENT}, the READMEs and {PICTURE} show {STORED.name} and {LATENCIES.name}")
 
 
 if __name__ == "__main__":

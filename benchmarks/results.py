@@ -11,7 +11,7 @@ from benchmarks.documents import RESULTS, read_json, write_json
 from benchmarks.rows import ROWS, Figure
 
 STORED = RESULTS / "bench.json"
-"""The figures that the README shows, and that `make bench-smoke` compares with."""
+"""The figures that docs/performance.md and the READMEs show, and that `make bench-smoke` compares with."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The README's table of detection heads is made of stored measurements; what counts as working."""
+"""The table of detection heads in docs/support.md is made of stored measurements; what counts as working."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks.detection_heads import (
 from tests.adapters.tiny_seg import REPOSITORY
 
 
-def test_readme_has_the_table_of_the_stored_results():
-    assert PART.read(REPOSITORY / "README.md") == render(stored_results())
+def test_the_document_has_the_table_of_the_stored_results():
+    assert PART.read(REPOSITORY / "docs" / "support.md") == render(stored_results())
 
 
 def test_stored_results_are_of_both_paddles_and_every_step_of_every_head():

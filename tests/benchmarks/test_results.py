@@ -1,4 +1,4 @@
-"""The rows, the stored run, what the README shows of it, and the check against it."""
+"""The rows, the stored run, what the documents show of it, and the check against it."""
 
 import json
 import math
@@ -40,11 +40,13 @@ def test_targets_are_upper_bounds_but_where_more_is_better(key, value, reached):
     assert ROW[key].reached(value) == reached
 
 
-def test_stored_run_has_a_figure_for_every_row_and_the_readme_shows_it():
+def test_stored_run_has_a_figure_for_every_row_and_the_documents_show_it():
     stored = Results.read(STORED)
     assert stored.missing == []
     assert stored.rounds >= 7
-    assert report.PART.read(report.README) == report.table(stored)
+    assert report.PART.read(report.DOCUMENT) == report.table(stored)
+    for language, readme in report.READMES.items():
+        assert report.PART.read(readme) == report.summary(stored, language)
 
 
 def test_stored_latencies_are_of_all_networks_in_the_picture():

@@ -1,4 +1,4 @@
-"""The README's commands of the pretraining section, as the program would read them."""
+"""The commands of docs/pretraining.md, as the program would read them."""
 
 import argparse
 import re
@@ -11,11 +11,12 @@ from classification import commands, inference, lists
 from classification.metrics import Evaluation
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs" / "pretraining.md"
 
 
 def documented(start):
-    """The commands of the section's code blocks that contain `start`, with the shell's variables put in."""
-    text = (ROOT / "README.md").read_text().split("## Pretraining\n")[1].split("\n## ")[0]
+    """The commands of the page's code blocks that contain `start`, with the shell's variables put in."""
+    text = PAGE.read_text()
     lines = [line.strip() for block in re.findall(r"```\n(.*?)```", text, re.S) for line in block.splitlines()]
     data = next(line for line in lines if line.startswith("DATA=")).removeprefix("DATA=").strip('"')
     found = [line for line in lines if start in line and not line.startswith("#")]
@@ -58,8 +59,6 @@ def test_the_lists_command_parses():
     assert (arguments.train, arguments.val, arguments.output) == ("IMAGENET/train", "IMAGENET/val", ".")
 
 
-@pytest.mark.parametrize(
-    "path", re.findall(r"classification/configs/[a-z0-9_$]+\.yml", (ROOT / "README.md").read_text())
-)
+@pytest.mark.parametrize("path", re.findall(r"classification/configs/[a-z0-9_$]+\.yml", PAGE.read_text()))
 def test_named_configurations_exist(path):
     assert (ROOT / path.replace("$b", "1")).is_file()

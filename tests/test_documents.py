@@ -1,0 +1,86 @@
+"""The READMEs and the model cards are true to the code and to each other."""
+
+import re
+import sys
+from pathlib import Path
+
+import paddle
+import pytest
+
+from cyclemlp_backbones import VARIANTS
+from cyclemlp_backbones.cli import COMMANDS
+from cyclemlp_backbones.complexity import multiply_adds
+from cyclemlp_backbones.weights.loading import PUBLISHED
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import cards  # noqa: E402
+
+READMES = [path.read_text(encoding="utf-8") for path in cards.READMES.values()]
+PAGES = [ROOT / "README.md", ROOT / "README_zh.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("[CS]*.md")]
+
+
+def test_cards_are_of_all_variants_and_have_the_codes_figures():
+    assert [card["variant"] for card in cards.cards()] == list(VARIANTS)
+    for card in cards.cards():
+        variant = VARIANTS[card["variant"]]
+        assert card["parameters"] == variant.parameters
+        assert card["multiply_adds"] == multiply_adds(variant)
+        assert card["imagenet_top1"]["paper"] == variant.paper_top1
+        urls = [file["url"] for file in card["published"] if "url" in file]
+        assert urls == [PUBLISHED[name] for name in PUBLISHED if name == card["variant"]]
+
+
+def test_documents_show_the_cards():
+    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == cards.details()
+    for language, readme in cards.READMES.items():
+        assert cards.PART.read(readme) == cards.table(language)
+
+
+def test_the_readme_fits_two_screens():
+    assert [text.count("\n") <= 150 for text in READMES] == [True, True]
+
+
+def test_both_languages_say_the_same():
+    """The same sections, code, links, pictures and figures, in the same order."""
+    english, chinese = READMES
+
+    def sections(text):
+        return [len(heading) for heading in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), re.M)]
+
+    def code(text):
+        lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
+        return [line.split("#")[0].rstrip() for line in lines]
+
+    def tables(text):
+        return [re.findall(r"\d[\d.]*", line) for line in text.splitlines() if line.startswith("|")]
+
+    assert sections(english) == sections(chinese)
+    assert code(english) == code(chinese)
+    assert tables(english) == tables(chinese)
+    for links in (r"\]\((?!README)([^)]*)\)", r"`([^`\n]+)`"):
+        assert sorted(re.findall(links, english)) == sorted(re.findall(links, chinese))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_of_a_page_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("http", "#"))]
+    assert [link for link in links if not (page.parent / link.split("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_and_targets_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`?\bmake ([a-z][a-z-]+)(?= |`|$)", "\n".join(re.findall(r"`[^`]+`", text)))) <= targets
+    assert set(re.findall(r"(?:^|`|\()cyclemlp ([a-z][a-z-]*)", text, re.M)) - {"backbones"} <= {*COMMANDS, "variants"}
+
+
+def test_the_readmes_python_runs(capsys):
+    paddle.seed(0)
+    for text in (*READMES, (ROOT / "docs" / "python.md").read_text(encoding="utf-8")):
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+        exec(code, {})
+    assert re.search(r"^4 64 .*\[1, 64, 56, 80\]", capsys.readouterr().out)
