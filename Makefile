@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits docs lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
 	@echo "make bench-deploy    exported models against dygraph: the table of docs/deployment.md"
+	@echo "make docs         the documentation as a site, output/docs/index.html"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove .venv and output"
 
@@ -40,7 +41,7 @@ help:
 		exit 1; \
 	fi
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) -e ".[seg,det,cls,export,demo,dev]"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) -e ".[seg,det,cls,export,demo,docs,dev]"
 	@touch $@
 
 demo: .venv/installed
@@ -60,6 +61,10 @@ bench: .venv/installed .venv-timm/installed
 	.venv/bin/python -m benchmarks.latency --json docs/results/latency.json
 	.venv/bin/python -m benchmarks.bounds
 	.venv/bin/python -m benchmarks.report
+
+docs: .venv/installed
+	.venv/bin/python docs/generate.py
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs output/docs
 
 bench-smoke: .venv/installed
 	.venv/bin/python -m benchmarks.smoke

@@ -1,6 +1,8 @@
 """The READMEs and the model cards are true to the code and to each other."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,15 +17,15 @@ from cyclemlp_backbones.weights.loading import PUBLISHED
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
-import cards  # noqa: E402
+import generate  # noqa: E402
 
-READMES = [path.read_text(encoding="utf-8") for path in cards.READMES.values()]
+READMES = [path.read_text(encoding="utf-8") for path in generate.READMES.values()]
 PAGES = [ROOT / "README.md", ROOT / "README_zh.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("[CS]*.md")]
 
 
 def test_cards_are_of_all_variants_and_have_the_codes_figures():
-    assert [card["variant"] for card in cards.cards()] == list(VARIANTS)
-    for card in cards.cards():
+    assert [card["variant"] for card in generate.cards()] == list(VARIANTS)
+    for card in generate.cards():
         variant = VARIANTS[card["variant"]]
         assert card["parameters"] == variant.parameters
         assert card["multiply_adds"] == multiply_adds(variant)
@@ -32,10 +34,11 @@ def test_cards_are_of_all_variants_and_have_the_codes_figures():
         assert urls == [PUBLISHED[name] for name in PUBLISHED if name == card["variant"]]
 
 
-def test_documents_show_the_cards():
-    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == cards.details()
-    for language, readme in cards.READMES.items():
-        assert cards.PART.read(readme) == cards.table(language)
+def test_documents_show_the_cards_and_the_settings():
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == generate.configuration()
+    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == generate.details()
+    for language, readme in generate.READMES.items():
+        assert generate.PART.read(readme) == generate.table(language)
 
 
 def test_the_readme_fits_two_screens():
@@ -84,3 +87,17 @@ def test_the_readmes_python_runs(capsys):
         (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
         exec(code, {})
     assert re.search(r"^4 64 .*\[1, 64, 56, 80\]", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_first_five_minutes_go_as_both_languages_say(tmp_path):
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("quickstart.md", "zh.md")]
+    english, chinese = (re.findall(r"```\n(pip install.*?)```", page, re.S)[0] for page in pages)
+    assert english == chinese
+    commands = english.partition("\n")[2].replace("cyclemlp ", f"{sys.executable} -m cyclemlp_backbones ")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-ec", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "results" / "overlays").glob("*.jpg"))) == 8

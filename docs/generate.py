@@ -1,4 +1,7 @@
-"""Writes the model cards, docs/models/*.yml, into docs/models.md and the READMEs' tables: `python docs/cards.py`."""
+"""Writes what comes of the code and of the model cards, docs/models/*.yml, into the documents: `python docs/generate.py`.
+
+docs/models.md, docs/configuration.md, and the READMEs' tables of models.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ sys.path.insert(0, str(DOCS.parent))
 
 from benchmarks.documents import Part  # noqa: E402
 
-PART = Part("models", "python docs/cards.py")
+PART = Part("models", "python docs/generate.py")
 READMES = {"en": DOCS.parent / "README.md", "zh": DOCS.parent / "README_zh.md"}
 HEADS = {
     "en": ("", "parameters", "multiply-adds, 224 px", "top-1, paper", "top-1, earlier Paddle port", "top-1, here"),
@@ -41,7 +44,7 @@ def table(language: str) -> str:
 
 def details() -> str:
     """docs/models.md: what is published, how to evaluate it, what was run."""
-    lines = ["# Models", "", "By `python docs/cards.py` from `docs/models/*.yml`.", "", table("en"), ""]
+    lines = ["# Models", "", "By `python docs/generate.py` from `docs/models/*.yml`.", "", table("en"), ""]
     lines += ["Top-1 is ImageNet-1k's, in percent; [pretraining.md](pretraining.md) says by which protocol.", ""]
     for card in cards():
         lines += [f"## {card['variant']}", ""]
@@ -51,6 +54,9 @@ def details() -> str:
             lines.append(
                 f"- `{file['file']}`: {where}, about {megabytes:.0f} MB by its parameters; not downloaded here"
             )
+        if coco := card.get("coco_box_ap"):
+            where = f"{coco['head']}, {coco['schedule']}"
+            lines.append(f"- COCO box AP with {where}: {coco['paper']} (the paper's; not trained here).")
         if not card["published"]:
             lines.append("- No weights are published: ours, not the paper's.")
         lines.append(f"- Run here: {'; '.join(card['run_here'])}.")
@@ -59,7 +65,25 @@ def details() -> str:
     return "\n".join(lines)
 
 
+def configuration() -> str:
+    """docs/configuration.md: every setting of the pretraining program, and of the network in the toolkits."""
+    import inspect
+
+    from classification.config_files import describe_settings
+    from cyclemlp_backbones.cyclenet import CycleNet
+
+    network = inspect.getdoc(CycleNet) or ""
+    return "\n".join([
+        "# Configuration reference", "", "By `python docs/generate.py` from the code.", "", "## Pretraining", "",
+        "`cyclemlp cls config …` prints the configuration that arguments mean; a file may leave out what stays as it is.",
+        "", "```text", describe_settings().split("\n", 2)[2].rstrip(), "```", "", "## The backbone in a toolkit", "",
+        "`CycleMLP_B0` … `CycleMLP_B5` (PaddleSeg), `CycleMLP` with `arch: b1` (PaddleDetection) and `build_backbone` take",
+        "`pretrained`, `in_channels` and what the network takes:", "", "```text", network, "```", "",
+    ])  # fmt: skip
+
+
 if __name__ == "__main__":
     (DOCS / "models.md").write_text(details(), encoding="utf-8")
+    (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")
     for language, readme in READMES.items():
         PART.write(readme, table(language))
