@@ -1,4 +1,4 @@
-"""Writes what comes of the code and of the model cards, docs/models/*.yml, into the documents: `python docs/generate.py`.
+"""`python docs/generate.py` writes into the documents what comes of the code and of the cards, docs/models/*.yml:
 
 docs/models.md, docs/configuration.md, and the READMEs' tables of models.
 """
@@ -75,10 +75,11 @@ def configuration() -> str:
     network = inspect.getdoc(CycleNet) or ""
     return "\n".join([
         "# Configuration reference", "", "By `python docs/generate.py` from the code.", "", "## Pretraining", "",
-        "`cyclemlp cls config …` prints the configuration that arguments mean; a file may leave out what stays as it is.",
+        "`cyclemlp cls config …` prints the configuration that arguments mean; a file needs only what it",
+        "changes.",
         "", "```text", describe_settings().split("\n", 2)[2].rstrip(), "```", "", "## The backbone in a toolkit", "",
-        "`CycleMLP_B0` … `CycleMLP_B5` (PaddleSeg), `CycleMLP` with `arch: b1` (PaddleDetection) and `build_backbone` take",
-        "`pretrained`, `in_channels` and what the network takes:", "", "```text", network, "```", "",
+        "`CycleMLP_B0` … `CycleMLP_B5` (PaddleSeg), `CycleMLP` with `arch: b1` (PaddleDetection) and `build_backbone`",
+        "take `pretrained`, `in_channels` and what the network takes:", "", "```text", network, "```", "",
     ])  # fmt: skip
 
 
