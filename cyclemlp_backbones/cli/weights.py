@@ -1,0 +1,72 @@
+"""`cyclemlp weights list | get | check`: what is published, a file of it, what a file holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from cyclemlp_backbones import files
+from cyclemlp_backbones.checks import existing_file, visible
+from cyclemlp_backbones.variants import VARIANTS
+from cyclemlp_backbones.weights.download import cached_path
+from cyclemlp_backbones.weights.formats import LAYOUTS, Layout, read_checkpoint
+from cyclemlp_backbones.weights.loading import PUBLISHED, locate_weights
+from cyclemlp_backbones.weights.pickles import CheckpointError
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="cyclemlp weights", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list | get | check")
+    actions.add_parser("list", help="the published files, and which of them are here")
+    get = actions.add_parser("get", help="fetch a published file; prints its path and sha256")
+    check = actions.add_parser("check", help="compare a file with the network, name by name, and run an image")
+    for action in (get, check):
+        action.add_argument("source", metavar="SOURCE", help="b1 to b5 (the published file), a URL or a path")
+    check.add_argument("--layout", choices=LAYOUTS, help="of Linear weights, where the file cannot tell")
+    check.add_argument("--names", action="store_true", help="print every name and shape in the file, whatever it is of")
+    arguments = parser.parse_args(argv)
+    if arguments.action == "list":
+        for name, url in PUBLISHED.items():
+            here = cached_path(url)
+            print(f"{name}  {url}  {f'here: {here}' if here.exists() else 'not fetched'}")
+        return 0
+    source = arguments.source
+    path = locate_weights(*((True, source) if source in VARIANTS and not Path(source).exists() else (source, "")))
+    existing_file(path, "weights file", (".pdparams", ".pth", ".safetensors"))
+    print(f"{path}: {path.stat().st_size:,} bytes")
+    if arguments.action == "get":
+        print(f"sha256 {files.sha256(path)}")
+        return 0
+    if arguments.names:
+        for name, array in read_checkpoint(path).items():
+            print(f"  {visible(name)} {list(array.shape)} {array.dtype}")
+    _check(path, arguments.layout)
+    return 0
+
+
+def _check(path: Path, layout: Layout | None) -> None:
+    import paddle
+
+    from cyclemlp_backbones.factory import read_network
+
+    try:
+        model, report = read_network(path, layout=layout)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. `cyclemlp weights check {path} --names` prints what it has") from error
+    print(f"sha256 {files.sha256(path)}")
+    size = [len(stage) for stage in model.network[::2]], [spec.channels for spec in model.stage_specs]
+    known = [name for name, v in VARIANTS.items() if (list(v.depths), list(v.embed_dims)[-len(size[1]) :]) == size]
+    print(f"CycleMLP {' or '.join(known) or 'of a size of its own'}, blocks {size[0]}")
+    print(report)
+    model.eval()
+    image = np.sin(np.arange(model.in_channels * 224 * 224, dtype=np.float64) / 997).astype(np.float32)
+    with paddle.no_grad():
+        y = model(paddle.to_tensor(image.reshape([1, model.in_channels, 224, 224])))
+    if model.num_classes is None:
+        for spec, stage in zip(model.stage_specs, y):
+            print(f"  stride {spec.stride:2}: mean {float(stage.mean()):+.4f}, deviation {float(stage.std()):.4f}")
+        return
+    best = np.argsort(-y.numpy()[0])[:5]
+    print("of a fixed image, the five best: " + ", ".join(f"{k} ({y.numpy()[0, k]:+.3f})" for k in best))
