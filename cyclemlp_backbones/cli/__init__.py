@@ -23,6 +23,7 @@ COMMANDS = {
     "det": "train, eval, infer, export with PaddleDetection",
     "cls": "train on ImageNet, eval, predict, lists: the pretraining program",
     "export": "a trained model as a folder that other programs run: Paddle's inference format or ONNX",
+    "verify": "run an exported model beside what its network gave",
     "benchmark": "time one size on this machine, beside another network",
     "predict": "run an exported model on images: classes, masks, boxes",
 }

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="onnx: int8, by ONNX Runtime; weights only (dynamic) or calibrated on images (static)",
     )
     parser.add_argument("--calibration", metavar="DIR", type=Path, help="folder of images for --quantize static")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare what was written with the network")
     parser.add_argument("--force", action="store_true", help="overwrite an earlier export in OUT")
     return parser
 
@@ -89,10 +90,13 @@ def main(argv: list[str]) -> int:
         overwrite=args.force,
         quantization=args.quantize,
         calibration=args.calibration,
+        verified=not args.no_verify,
     )
     size = sum((args.out / name).stat().st_size for name in manifest.files)
     what = f"{manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, {size / 1e6:.1f} MB"
-    print(visible(f"wrote {args.out}: {what}; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"))
+    checked = f"equal to the network in {len(manifest.samples)} runs" if manifest.samples else "not compared"
+    checked += " before int8" if manifest.samples and manifest.quantization else ""
+    print(visible(f"wrote {args.out}: {what}, {checked}; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"))
     return 0
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -32,6 +33,7 @@ from cyclemlp_backbones.deploy.manifest import (
     write_manifest,
 )
 from cyclemlp_backbones.deploy.runtime import DeployedModel
+from cyclemlp_backbones.deploy.verify import Case, cases, compare, feeds
 from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.variants import VARIANTS
 
@@ -83,13 +85,15 @@ def export(
     overwrite: bool = False,
     quantization: str | None = None,
     calibration: Path | None = None,
+    verified: bool = True,
 ) -> Manifest:
     """Writes `model` into `folder`, which becomes complete at once: program, weights and `cyclemlp.yml`.
 
     `format` is "paddle" or "onnx" (Paddle 3 only), `device` "cpu" or "gpu", whose runtime the graph's form is for: the
     results are the same, and either runs on both. `quantization` and `calibration` are `quantize`'s mode and images.
     Any batch size, height and width from 32 on are open. A folder that holds anything is a ValueError, unless
-    `overwrite` is set and what it holds is an earlier export. What was written is loaded and run before it counts.
+    `overwrite` is set and what it holds is an earlier export. What was written is loaded and run before it counts, and
+    unless `verified` is False compared with the network at three sizes and two batches: ManifestError as `compare`.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; choose from {', '.join(FORMATS)}")
@@ -101,6 +105,7 @@ def export(
     stated = {name: value for name, value in vars(model).items() if name not in ("layer", "input_spec")}
     versions = {"cyclemlp-backbones": __version__, "paddle": paddle.__version__}
     manifest = Manifest(format=format, versions=versions, **stated)
+    expected = {case: _run(model, case) for case in cases(manifest)} if verified else {}
     form = cpu_graph_forms(model.layer) if device == "cpu" else contextlib.nullcontext()
     with staged_export(path) as staged, form:
         if format == "paddle":
@@ -108,13 +113,23 @@ def export(
         else:
             manifest, files = _save_onnx(model, manifest, staged)
         manifest = write_manifest(staged, manifest, files)
+        with contextlib.suppress(ImportError):  # without ONNX Runtime, a model is checked where it runs
+            samples = compare(DeployedModel(staged), expected)
+            manifest = write_manifest(staged, dataclasses.replace(manifest, samples=samples), files)
         if quantization is not None:
             from cyclemlp_backbones.deploy.quantize import quantize  # needs Pillow
 
             manifest = quantize(staged, quantization, calibration=calibration)
-        with contextlib.suppress(ImportError):  # without ONNX Runtime, a model is checked where it runs
             DeployedModel(staged)
     return manifest
+
+
+def _run(model: Exportable, case: Case) -> list[np.ndarray]:
+    """What the network gives for a case of `verify`, in the order of the outputs."""
+    given = feeds(*case)
+    with paddle.no_grad():
+        outputs = model.layer(*(paddle.to_tensor(given[name]) for name in model.inputs))
+    return [output.numpy() for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
 
 
 @contextlib.contextmanager

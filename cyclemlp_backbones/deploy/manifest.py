@@ -92,12 +92,34 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What the network gave at export for `verify.feeds`: each output's shape, and some of its values.
+
+    Of a detector these are `bbox` alone, its best boxes.
+    """
+
+    batch: int
+    height: int
+    width: int
+    shapes: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        check_integer("the batch of a sample", self.batch, 1, 16)
+        for side in (self.height, self.width):
+            check_integer("a side of a sample", side, 32, 2 * _LARGEST_PADDING)
+        if sorted(self.shapes) != sorted(self.values) or any(len(values) > 4096 for values in self.values.values()):
+            raise ValueError("shapes and values of a sample are of other outputs, or too many")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `cyclemlp.yml` says; ValueError for entries that contradict each other.
 
     `classes` has a name for every class of the model, `palette` a colour for each or none. `files` are the model's own
     files by name, each with its sha256. `nms` is given where a detector returns candidates that are not suppressed yet.
     `category_ids` are a detector's ids of the classes in COCO's sense. `quantization` is None for a model in float32.
+    `samples` are what `cyclemlp verify` compares with.
     """
 
     task: str
@@ -114,6 +136,7 @@ class Manifest:
     quantization: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -136,6 +159,9 @@ class Manifest:
         if forms and (self.inputs, self.outputs) not in forms:
             given = f"inputs {', '.join(self.inputs)} and outputs {', '.join(self.outputs)}"
             raise ValueError(f"a model of the task {self.task} has no {given}")
+        compared = {"bbox"} if self.task == "det" else {*self.outputs}
+        if any({*sample.values} != compared for sample in self.samples):
+            raise ValueError(f"samples are of other outputs than {', '.join(sorted(compared))}")
 
     def model_files(self) -> tuple[str, ...]:
         """The names of the program and, in Paddle's format, of its weights. ValueError where `files` are others."""
