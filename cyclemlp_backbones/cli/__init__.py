@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import os
@@ -27,7 +28,30 @@ COMMANDS = {
     "benchmark": "time one size on this machine, beside another network",
     "predict": "run an exported model on images: classes, masks, boxes",
 }
+EXAMPLES = {
+    "variants": "cyclemlp variants --json",
+    "info": "cyclemlp info b1 --size 512x1024",
+    "convert": "cyclemlp convert CycleMLP_B1.pth cyclemlp_b1.pdparams",
+    "weights": "cyclemlp weights check CycleMLP_B1.pth",
+    "demo-data": "cyclemlp demo-data data --format seg --train 64 --val 8",
+    "configs": "cyclemlp configs .",
+    "doctor": "cyclemlp doctor",
+    "export": "cyclemlp export best.pdparams out/cls --task cls --class-names names.txt",
+    "verify": "cyclemlp verify out/cls",
+    "benchmark": "cyclemlp benchmark --variant b1 --size 512 --compare resnet50",
+    "predict": "cyclemlp predict out/cls photos/ --out results",
+}
 _TOLD_VERSIONS = ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet")
+
+
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """A command's parser, whose help ends with an example."""
+    return argparse.ArgumentParser(
+        prog=f"cyclemlp {command}",
+        description=description,
+        epilog=f"example: {EXAMPLES[command]}",
+        allow_abbrev=False,
+    )
 
 
 def _usage() -> str:

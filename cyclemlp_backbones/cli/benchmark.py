@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.complexity import parse_size
 from cyclemlp_backbones.timing import (
     ROUNDS,
@@ -32,7 +33,7 @@ _SECONDS_A_TURN = 0.3
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="cyclemlp benchmark", description=__doc__)
+    parser = command_parser("benchmark", __doc__)
     parser.add_argument("--variant", default="b1", help="b0 to b5, default b1")
     parser.add_argument("--size", default="224x224", help="HEIGHTxWIDTH of the image, default 224x224")
     parser.add_argument("--batch", type=int, default=1, help="images at a time, default 1")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
 import cyclemlp_backbones
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.files import write_atomically
 
 FOLDERS = ("seg_configs", "det_configs", "classification/configs")
@@ -24,7 +24,7 @@ def _copy(source: str, target: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="cyclemlp configs", description=__doc__)
+    parser = command_parser("configs", __doc__)
     parser.add_argument("dir", type=Path, help="folder to copy into; it gets " + ", ".join(FOLDERS))
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     arguments = parser.parse_args(argv)

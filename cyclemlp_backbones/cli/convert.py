@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.factory import read_network
 from cyclemlp_backbones.weights.formats import LAYOUTS, write_checkpoint
 
@@ -14,7 +14,7 @@ SUFFIXES = (".pdparams", ".safetensors")
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="cyclemlp convert", description=__doc__)
+    parser = command_parser("convert", __doc__)
     parser.add_argument("input", metavar="IN", type=Path, help="a .pdparams, .pth or .safetensors file")
     parser.add_argument(
         "output", metavar="OUT", type=Path, help="a .pdparams or .safetensors file; the suffix tells which"

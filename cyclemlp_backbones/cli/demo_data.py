@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from functools import partial
 
 from tqdm import tqdm
 
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.digits import CLASSES, FORMATS, DemoSettings, write_demo_data
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cyclemlp demo-data",
-        description="Writes scikit-learn's handwritten digits on crops of its two photographs, with exact masks, boxes "
+    parser = command_parser(
+        "demo-data",
+        "Writes scikit-learn's handwritten digits on crops of its two photographs, with exact masks, boxes "
         "and classes. The same settings give the same files; the held-out split (val) has other digits and other crops "
         "than training.",
     )

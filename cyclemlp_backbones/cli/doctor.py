@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.environment import PACKAGES, findings
 from cyclemlp_backbones.files import installed_versions
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(prog="cyclemlp doctor", description=__doc__).parse_args(argv)
+    command_parser("doctor", __doc__).parse_args(argv)
     versions = installed_versions(PACKAGES)
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     for package, version in versions.items():

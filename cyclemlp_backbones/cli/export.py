@@ -6,15 +6,15 @@ import argparse
 from pathlib import Path
 
 from cyclemlp_backbones.checks import visible
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS, check_folder
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cyclemlp export",
-        description="Writes OUT: the model, which takes any batch size, height and width, and cyclemlp.yml, which says "
+    parser = command_parser(
+        "export",
+        "Writes OUT: the model, which takes any batch size, height and width, and cyclemlp.yml, which says "
         "how to prepare images for it and what its classes are.",
-        allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="trained weights: .pdparams, .pth or .safetensors")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import json
 
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.complexity import multiply_adds, parse_size, stage_sizes
 from cyclemlp_backbones.variants import VARIANTS, variant_name
 
@@ -13,10 +15,11 @@ def _cost(parameters: int, macs: int) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="cyclemlp info", description=__doc__)
+    parser = command_parser("info", __doc__)
     parser.add_argument("variant", help="b0 to b5")
     parser.add_argument("--size", default="224x224", help="HEIGHTxWIDTH of the image, default 224x224")
     parser.add_argument("--num-classes", type=int, default=1000, help="of the classifier, default 1000")
+    parser.add_argument("--json", action="store_true", help="the same for programs")
     arguments = parser.parse_args(argv)
     name = variant_name(arguments.variant)
     height, width = parse_size(arguments.size)
@@ -27,6 +30,16 @@ def main(argv: list[str]) -> int:
     pyramid = variant.parameters - (variant.embed_dims[-1] + 1) * 1000 + 2 * sum(variant.embed_dims[:-1])
     classifier_macs = multiply_adds(variant, height, width, num_classes=arguments.num_classes)
     pyramid_macs = multiply_adds(variant, height, width, num_classes=None)
+    if arguments.json:
+        costs = {"parameters": variant.parameters + head, "multiply_adds": classifier_macs}
+        backbone = {"parameters": pyramid, "multiply_adds": pyramid_macs}
+        maps = [
+            {"stride": 4 * 2**stage, "channels": channels, "height": h, "width": w}
+            for stage, ((h, w), channels) in enumerate(zip(stage_sizes(height, width), variant.embed_dims))
+        ]
+        known = dataclasses.asdict(variant)
+        print(json.dumps({"variant": name, **known, "classifier": costs, "backbone": backbone, "maps": maps}, indent=1))
+        return 0
     top1 = f"{variant.paper_top1} % (not trained here)" if variant.paper_top1 else "none: not in the paper"
     print(f"CycleMLP-{name.upper()}, image {height} x {width}")
     print(f"  blocks per stage   {variant.depths}")

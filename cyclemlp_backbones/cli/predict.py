@@ -7,6 +7,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from cyclemlp_backbones.cli import parser as command_parser
+
 _MAX_MODEL_PIXELS = (
     "refuse images that the model would take larger than this; default 16777216, and fewer where a segmentation "
     "model's classes make that more than 2 GiB"
@@ -14,12 +16,11 @@ _MAX_MODEL_PIXELS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cyclemlp predict",
-        description="Runs a folder that `cyclemlp export` wrote. Classes: results.csv, pictures with the best classes. "
+    parser = command_parser(
+        "predict",
+        "Runs a folder that `cyclemlp export` wrote. Classes: results.csv, pictures with the best classes. "
         "Segmentation: masks/*.png of class numbers, overlays. Detection: detections.json and images.json in COCO's "
         "format, results.csv, overlays. The exit status is 1 if an image could not be read.",
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder that `cyclemlp export` wrote")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="images, and folders of images or video frames")

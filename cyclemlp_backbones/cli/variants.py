@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import json
 
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.complexity import multiply_adds
 from cyclemlp_backbones.variants import VARIANTS
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(
-        prog="cyclemlp variants",
-        description="The sizes of CycleMLP: parameters (1000 classes), multiply-adds at 224 x 224, channels and blocks "
-        "per stage (strides 4, 8, 16, 32), and the paper's ImageNet top-1 accuracy.",
-    ).parse_args(argv)
+    parser = command_parser(
+        "variants",
+        "The sizes of CycleMLP: parameters (1000 classes), multiply-adds at 224 x 224, channels and blocks per stage "
+        "(strides 4, 8, 16, 32), and the paper's ImageNet top-1 accuracy.",
+    )
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+    if parser.parse_args(argv).json:
+        rows = {
+            name: {**dataclasses.asdict(variant), "multiply_adds": multiply_adds(variant)}
+            for name, variant in VARIANTS.items()
+        }
+        print(json.dumps(rows, indent=1))
+        return 0
     columns = f"{'channels':<16} {'blocks':<10} {'mlp ratios':<10} {'crop':>6} {'top-1*':>7}"
     print(f"{'':3} {'params':>8} {'MACs@224':>9}  {columns}")
     for name, variant in VARIANTS.items():

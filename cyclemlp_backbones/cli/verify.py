@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from cyclemlp_backbones.cli import parser as command_parser
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="cyclemlp verify", description=__doc__)
+    parser = command_parser("verify", __doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="what `cyclemlp export` wrote")
     arguments = parser.parse_args(argv)
     from cyclemlp_backbones.deploy.runtime import DeployedModel

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from cyclemlp_backbones import files
 from cyclemlp_backbones.checks import existing_file, visible
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.variants import VARIANTS
 from cyclemlp_backbones.weights.download import cached_path
 from cyclemlp_backbones.weights.formats import LAYOUTS, Layout, read_checkpoint
@@ -17,7 +17,7 @@ from cyclemlp_backbones.weights.pickles import CheckpointError
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="cyclemlp weights", description=__doc__)
+    parser = command_parser("weights", __doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | get | check")
     actions.add_parser("list", help="the published files, and which of them are here")
     get = actions.add_parser("get", help="fetch a published file; prints its path and sha256")

@@ -1,12 +1,15 @@
 """What all commands share: how they end."""
 
+import json
+import math
 import os
 import subprocess
 import sys
 
 import pytest
 
-from cyclemlp_backbones.cli import COMMANDS, main, variants
+from cyclemlp_backbones import VARIANTS, build_backbone, build_classifier
+from cyclemlp_backbones.cli import COMMANDS, EXAMPLES, main, variants
 
 
 def test_a_reader_that_leaves_early_gets_no_message():
@@ -38,3 +41,16 @@ def test_every_command_explains_itself_without_warnings(command):
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"cyclemlp {command}" in done.stdout
+    assert command not in EXAMPLES or f"example: {EXAMPLES[command]}" in " ".join(done.stdout.split())
+
+
+def test_tables_are_there_for_programs_too(capsys):
+    assert main(["variants", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {name: row["parameters"] for name, row in rows.items()} == {n: v.parameters for n, v in VARIANTS.items()}
+    assert main(["info", "b1", "--size", "97x131", "--num-classes", "7", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    model, pyramid = build_classifier("b1", num_classes=7), build_backbone("b1")
+    for name, network in (("classifier", model), ("backbone", pyramid)):
+        assert told[name]["parameters"] == sum(math.prod(p.shape) for p in network.parameters())
+    assert told["maps"][1] == {"stride": 8, "channels": 128, "height": 12, "width": 17}
