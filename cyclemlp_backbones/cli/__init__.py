@@ -12,6 +12,7 @@ COMMANDS = {
     "variants": "table of the network's sizes",
     "info": "parameters, multiply-adds and output shapes of one variant",
     "convert": "rewrite a weights file: .pdparams, .pth or .safetensors to .pdparams or .safetensors",
+    "data": "your own data: check all of it, convert LabelMe and Pascal VOC",
     "demo-data": "write the demo's data: digits on photographs",
     "configs": "copy the training configurations into a folder",
     "doctor": "check the installed packages for known conflicts",
