@@ -95,6 +95,22 @@ class Split:
         ]
         return {**told, "faults": self.faults, "notes": self.notes}
 
+    def table(self) -> str:
+        """The report without its faults, to be read."""
+        report, columns = self.report(), [*dict.fromkeys(("images", self.unit))]
+        lines = [f"{self.section}: {report['samples']} images"]
+        for side in ("width", "height"):
+            lines += (
+                ["  {} {} to {}, median {}".format(side, *(report[side][n] for n in (0, 2, 1)))]
+                if side in report
+                else []
+            )
+        lines.append(f"  {'class':<24}" + "".join(f"{column:>14}" for column in columns))
+        for row in report["classes"]:
+            name = f"{row['class']} {row['name']}"
+            lines.append(f"  {name:<24}" + "".join(f"{row[column]:>14,}" for column in columns))
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
 
 _dataset: Any = None
 
