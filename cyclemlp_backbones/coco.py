@@ -61,10 +61,26 @@ def examine_annotations(
     notes = _check_images(path, images, Path(image_dir))
     categories = {category["id"] for category in document["categories"]}
     sizes = {image["id"]: (float(image["height"]), float(image["width"])) for image in images}
-    kinds: dict[str, list[int]] = {"empty": [], "reaching": [], "inside": []}
+    kinds: dict[str, list[object]] = {"empty": [], "reaching": [], "inside": []}
     for annotation in annotations:
+        number, size, kind = annotation["id"], sizes.get(annotation.get("image_id")), "inside"
         try:
-            kinds[_annotation_kind(path, annotation, categories, sizes, fields)].append(annotation["id"])
+            if annotation.get("category_id") not in categories:
+                raise ValueError(
+                    f"{path}: annotation {number} is of category {annotation.get('category_id')!r}, "
+                    f"which is not among the file's {len(categories)} categories"
+                )
+            if size is None:
+                image = annotation.get("image_id")
+                raise ValueError(f"{path}: annotation {number} is of image {image!r}, which the file does not list")
+            if "bbox" in annotation:
+                _check_entry(f"{path}: annotation {number}", annotation, {"iscrowd": "an integer", "area": "a number"})
+                kind = _box_kind(path, number, annotation["bbox"], size)
+                if "gt_poly" in fields and kind != "empty" and not annotation["iscrowd"]:
+                    _check_mask(path, number, annotation.get("segmentation"))
+            if isinstance(annotation.get("segmentation"), Mapping):
+                _check_run_lengths(path, number, annotation["segmentation"], size)
+            kinds[kind].append(number)
         except ValueError as error:
             faults.append(error)
     for kind, what in (
@@ -84,34 +100,6 @@ def check_class_count(path: str | os.PathLike, categories: int, num_classes: int
             f"{where}num_classes is {num_classes}, but {path} has {categories} categories; "
             f"set num_classes: {categories}"
         )
-
-
-def _annotation_kind(
-    path: str | os.PathLike,
-    annotation: Mapping[str, Any],
-    categories: Collection[Any],
-    sizes: Mapping[Any, tuple[float, float]],
-    fields: Collection[str],
-) -> str:
-    """That of its box, "inside" where it has none; ValueError for a fault."""
-    number, size, kind = annotation["id"], sizes.get(annotation.get("image_id")), "inside"
-    if annotation.get("category_id") not in categories:
-        raise ValueError(
-            f"{path}: annotation {number} is of category {annotation.get('category_id')!r}, "
-            f"which is not among the file's {len(categories)} categories"
-        )
-    if size is None:
-        raise ValueError(
-            f"{path}: annotation {number} is of image {annotation.get('image_id')!r}, which the file does not list"
-        )
-    if "bbox" in annotation:
-        _check_entry(f"{path}: annotation {number}", annotation, {"iscrowd": "an integer", "area": "a number"})
-        kind = _box_kind(path, number, annotation["bbox"], size)
-        if "gt_poly" in fields and kind != "empty" and not annotation["iscrowd"]:
-            _check_mask(path, number, annotation.get("segmentation"))
-    if isinstance(annotation.get("segmentation"), Mapping):
-        _check_run_lengths(path, number, annotation["segmentation"], size)
-    return kind
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,17 +69,19 @@ class Split:
     def read(self, workers: int, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
         """Reads the samples in `workers` processes."""
         context, empty = multiprocessing.get_context("spawn"), 0
+        pool = ProcessPoolExecutor(workers, context, _start, (self.dataset,))
         try:
-            with ProcessPoolExecutor(workers, context, _start, (self.dataset,)) as pool:
-                for size, counts, fault in progress(pool.map(_examine, range(len(self.dataset)), chunksize=8)):
-                    if fault:
-                        self.faults.append(f"{fault} ({self.settings})")
-                        continue
-                    self.sizes.append(size)
-                    self.add(counts)
-                    empty += self.unit == "pixels" and not counts
+            for size, counts, fault in progress(pool.map(_examine, range(len(self.dataset)), chunksize=8)):
+                if fault:
+                    self.faults.append(f"{fault} ({self.settings})")
+                    continue
+                self.sizes.append(size)
+                self.add(counts)
+                empty += self.unit == "pixels" and not counts
         except BrokenProcessPool as error:
             raise ValueError("a process that reads images was killed, as for memory; try --workers 1") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
         if empty:
             self.notes.append(f"{empty} masks hold nothing but the ignore_index")
         if unseen := [name for index, name in enumerate(self.names) if not self.counts[index]]:
@@ -100,11 +103,9 @@ class Split:
         report, columns = self.report(), [*dict.fromkeys(("images", self.unit))]
         lines = [f"{self.section}: {report['samples']} images"]
         for side in ("width", "height"):
-            lines += (
-                ["  {} {} to {}, median {}".format(side, *(report[side][n] for n in (0, 2, 1)))]
-                if side in report
-                else []
-            )
+            if side in report:
+                least, median, most = report[side]
+                lines.append(f"  {side:<6} {least} to {most}, median {median}")
         lines.append(f"  {'class':<24}" + "".join(f"{column:>14}" for column in columns))
         for row in report["classes"]:
             name = f"{row['class']} {row['name']}"
@@ -118,6 +119,7 @@ _dataset: Any = None
 def _start(dataset: Any) -> None:
     global _dataset
     _dataset = dataset
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for the results ends its workers
 
 
 def _examine(index: int) -> tuple[tuple[int, int], dict[int, int], str]:
@@ -126,10 +128,10 @@ def _examine(index: int) -> tuple[tuple[int, int], dict[int, int], str]:
         sample = checked_sample(_dataset, index)
     except SampleError as error:
         return (0, 0), {}, str(error)
-    label = sample.get("label", np.zeros((0, 0)))
-    classes, pixels = np.unique(label[label != getattr(_dataset, "ignore_index", 255)], return_counts=True)
+    label = sample.get("label", np.zeros((0, 0), int))
+    pixels = np.bincount(label[label != getattr(_dataset, "ignore_index", 255)]).tolist()
     size = sample.get("size") or label.shape[:-3:-1]
-    return size, dict(zip(classes.tolist(), pixels.tolist())), ""
+    return size, {index: count for index, count in enumerate(pixels) if count}, ""
 
 
 def segmentation_splits(tree: Mapping[str, Any], open_dataset: Callable[[Mapping[str, Any]], Any]) -> Iterator[Split]:
