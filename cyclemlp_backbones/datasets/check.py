@@ -22,12 +22,13 @@ from cyclemlp_backbones.pictures import FORMATS, shown_size
 
 @dataclass(frozen=True)
 class Files:
-    """A data set as far as its files go: images, or pairs of image and mask; `sizes`, (width, height), are those that
-    an annotation file states."""
+    """A data set as far as its files go: images, or pairs of image and mask. Of images, `counts` are how often each
+    class is there, and `sizes`, (width, height), what an annotation file states."""
 
     file_list: Sequence[Sequence[str]]
     num_classes: int = 0
     ignore_index: int = 255
+    counts: Sequence[Mapping[int, int]] = ()
     sizes: Sequence[tuple[float, float]] = ()
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Files:
             stated = " x ".join(f"{side:g}" for side in self.sizes[index])
             raise ValueError(f"the image is {size[0]} x {size[1]}, its annotations are of {stated}")
         if not masks:
-            return {"size": size}
+            return {"size": size, "counts": self.counts[index]}
         with Image.open(masks[0], formats=FORMATS) as mask:
             return {"size": size, "label": np.asarray(mask)}
 
@@ -61,29 +62,25 @@ class Split:
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, counts: Mapping[int, int]) -> None:
-        """One image with so many of each class."""
-        self.counts.update(counts)
-        self.images.update(counts.keys())
-
     def read(self, workers: int, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
         """Reads the samples in `workers` processes."""
-        context, empty = multiprocessing.get_context("spawn"), 0
-        pool = ProcessPoolExecutor(workers, context, _start, (self.dataset,))
+        empty = 0
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (self.dataset,))
         try:
             for size, counts, fault in progress(pool.map(_examine, range(len(self.dataset)), chunksize=8)):
                 if fault:
                     self.faults.append(f"{fault} ({self.settings})")
                     continue
                 self.sizes.append(size)
-                self.add(counts)
-                empty += self.unit == "pixels" and not counts
+                self.counts.update(counts)
+                self.images.update(counts.keys())
+                empty += not counts
         except BrokenProcessPool as error:
             raise ValueError("a process that reads images was killed, as for memory; try --workers 1") from error
         finally:
             pool.shutdown(cancel_futures=True)
         if empty:
-            self.notes.append(f"{empty} masks hold nothing but the ignore_index")
+            self.notes.append(f"{empty} images without {self.unit} of any class")
         if unseen := [name for index, name in enumerate(self.names) if not self.counts[index]]:
             self.notes.append(f"{len(unseen)} classes without {self.unit}: {', '.join(unseen[:10])}")
 
@@ -122,16 +119,17 @@ def _start(dataset: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for the results ends its workers
 
 
-def _examine(index: int) -> tuple[tuple[int, int], dict[int, int], str]:
-    """Of one sample: its size, the pixels of each class, and the fault."""
+def _examine(index: int) -> tuple[tuple[int, int], Mapping[int, int], str]:
+    """Of one sample: its size, how often each class is there, and the fault."""
     try:
         sample = checked_sample(_dataset, index)
     except SampleError as error:
         return (0, 0), {}, str(error)
-    label = sample.get("label", np.zeros((0, 0), int))
+    if "counts" in sample:
+        return sample["size"], sample["counts"], ""
+    label = sample["label"]
     pixels = np.bincount(label[label != getattr(_dataset, "ignore_index", 255)]).tolist()
-    size = sample.get("size") or label.shape[:-3:-1]
-    return size, {index: count for index, count in enumerate(pixels) if count}, ""
+    return label.shape[:-3:-1], {index: count for index, count in enumerate(pixels) if count}, ""
 
 
 def segmentation_splits(tree: Mapping[str, Any], open_dataset: Callable[[Mapping[str, Any]], Any]) -> Iterator[Split]:
@@ -182,7 +180,15 @@ def detection_splits(tree: Mapping[str, Any]) -> Iterator[Split]:
             document, faults, split.notes = examine_annotations(path, image_dir, fields=settings.get("data_fields", ()))
             split.faults += map(str, faults)
             if document:
-                _read_entries(split, document, image_dir)
+                split.names = [category["name"] for category in document["categories"]]
+                order = [category["id"] for category in document["categories"]]  # PaddleDetection's of the classes
+                boxes: dict[Any, Counter[int]] = {image["id"]: Counter() for image in document["images"]}
+                for entry in document.get("annotations", ()):
+                    if entry.get("category_id") in order and entry.get("image_id") in boxes:
+                        boxes[entry["image_id"]][order.index(entry["category_id"])] += 1
+                files = [[str(image_dir / image["file_name"])] for image in document["images"]]
+                sizes = [(image["width"], image["height"]) for image in document["images"]]
+                split.dataset = Files(files, counts=[*boxes.values()], sizes=sizes)
             check_class_count(path, len(split.names), tree.get("num_classes", len(split.names)))
         except (ValueError, OSError) as error:
             split.faults.append(f"{error} ({split.settings})")
@@ -194,32 +200,16 @@ def detection_splits(tree: Mapping[str, Any]) -> Iterator[Split]:
         yield split
 
 
-def _read_entries(split: Split, document: Mapping[str, Any], image_dir: Path) -> None:
-    """The images, and the boxes of each class, which PaddleDetection numbers in the order of the file."""
-    index_of = {category["id"]: index for index, category in enumerate(document["categories"])}
-    found: dict[Any, Counter[int]] = {image["id"]: Counter() for image in document["images"]}
-    for annotation in document.get("annotations", ()):
-        if annotation.get("category_id") in index_of and annotation.get("image_id") in found:
-            found[annotation["image_id"]][index_of[annotation["category_id"]]] += 1
-    for counts in found.values():
-        split.add(counts)
-    if empty := list(found.values()).count(Counter()):
-        split.notes.append(f"{empty} of {len(found)} images have no box; allow_empty: true trains on them too")
-    split.names = [category["name"] for category in document["categories"]]
-    sizes = [(image["width"], image["height"]) for image in document["images"]]
-    split.dataset = Files([[str(image_dir / image["file_name"])] for image in document["images"]], sizes=sizes)
-
-
 def classification_splits(read_samples: Callable[[str], Any], wanted: Iterable[str], classes: int) -> Iterator[Split]:
     """The pretraining program's training and validation images, which `read_samples` of it lists."""
     for what in wanted:
         split = Split(f"data.{what}_images", f"data.{what}_images and data.{what}_list", "images")
         try:
             samples = read_samples(what)
-            split.dataset = Files([[str(samples.path(index))] for index in range(len(samples))])
+            files = [[str(samples.path(index))] for index in range(len(samples))]
+            split.dataset = Files(files, counts=[{label: 1} for label in samples.labels])
             folders = {label: name.rpartition("/")[0] for name, label in zip(samples.names, samples.labels)}
             split.names = [folders.get(label) or str(label) for label in range(classes)]
-            split.counts = split.images = Counter(samples.labels)
         except (ValueError, OSError) as error:
             split.faults.append(str(error))
         yield split

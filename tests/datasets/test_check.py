@@ -65,7 +65,7 @@ def test_pixels_sizes_and_names_are_counted(seg, capsys):
         {"class": index, "name": name, "images": 5, "pixels": sum(int((label == index).sum()) for label in labels)}
         for index, name in enumerate(("ground", "sea", "2"))
     ]
-    assert train["notes"] == ["1 masks hold nothing but the ignore_index"]
+    assert train["notes"] == ["1 images without pixels of any class"]
     assert val["classes"] == train["classes"]
 
 
@@ -156,7 +156,7 @@ def test_boxes_are_counted_and_notes_are_no_faults(det, capsys):
         for category in document["categories"]
         if (count := sum(entry["category_id"] == category["id"] for entry in document["annotations"]))
     }
-    assert "1 of 4 images have no box; allow_empty: true trains on them too" in train["notes"]
+    assert "1 images without boxes of any class" in train["notes"]
     assert any("boxes that reach outside their image" in note for note in train["notes"])
     annotate(det, lambda document: document["categories"].reverse())
     status, (train, val), _ = check(det, capsys=capsys)
