@@ -152,6 +152,6 @@ def _hand_error_over(iterator: Any, thread_loop: Any, following: Any) -> None:
                 raise
             # A worker's exception arrives as its printed traceback.
             message = str(self.end_on_error).rpartition(f"{SampleError.__name__}: ")[2].strip()
-            raise SampleError(message) from error
+            raise SampleError(f"{message}; `cyclemlp data check --config FILE` lists all such samples") from error
 
     iterator._thread_loop, iterator.__next__ = loop, next_batch

@@ -128,7 +128,7 @@ def _examine(index: int) -> tuple[tuple[int, int], Mapping[int, int], str]:
     if "counts" in sample:
         return sample["size"], sample["counts"], ""
     label = sample["label"]
-    pixels = np.bincount(label[label != getattr(_dataset, "ignore_index", 255)]).tolist()
+    pixels = np.bincount(label[label != getattr(_dataset, "ignore_index", 255)].astype(int)).tolist()
     return label.shape[:-3:-1], {index: count for index, count in enumerate(pixels) if count}, ""
 
 
