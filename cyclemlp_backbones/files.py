@@ -50,8 +50,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     staged.mkdir(parents=True)
     try:
         yield staged
-        if os.name == "posix":
-            os.sync()
+        for path in staged.rglob("*") if os.name == "posix" else ():
+            if not path.is_symlink():
+                to_disk(path)
         if folder.exists():
             folder.rmdir()
         os.replace(staged, folder)

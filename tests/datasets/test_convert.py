@@ -48,6 +48,21 @@ def test_labelme_shapes_are_drawn_in_their_order(tmp_path):
     assert (tmp_path / "out" / "labels.txt").read_text() == "background\na\nb\n"
 
 
+def test_a_turned_picture_is_labelled_as_it_is_shown(tmp_path):
+    folder = labelled(tmp_path / "in", [])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(folder / "a.jpg", exif=exif)
+    shapes = [{"label": "a", "points": [[0, 30], [19, 39]], "shape_type": "rectangle"}]
+    write_json(folder / "a.json", shapes, (20, 40))
+    convert(folder, tmp_path / "out", to="seg", val_share=0)
+    assert mask(tmp_path / "out", "a").shape == (40, 20)
+    assert (mask(tmp_path / "out", "a")[30:] == 1).all()
+    write_json(folder / "a.json", shapes, (40, 20))
+    with pytest.raises(ValueError, match=r"a\.json: it is of 40 x 20, .*a\.jpg is 20 x 40"):
+        convert(folder, tmp_path / "other", to="seg")
+
+
 def test_labelme_gives_boxes_and_polygons_within_the_picture(tmp_path):
     shapes = [
         {"label": "b", "points": SQUARE, "group_id": 3},
