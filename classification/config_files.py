@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from cyclemlp_backbones.checks import dataclass_from, existing_file
+from cyclemlp_backbones.configurations import read_configuration
 
 from .config import Config
 
-BASE = "_base_"
 SHIPPED = Path(__file__).resolve().parent / "configs"
 
 RESUMABLE = (
@@ -41,7 +41,7 @@ def load_config(path: str | None = None, overrides: Iterable[tuple[str, Any]] = 
     tree: dict[str, Any] = {}
     if path:
         ships = Path(path).name == path and not Path(path).is_file()
-        tree = _read(existing_file(SHIPPED / path if ships else path, "configuration"))
+        tree = read_configuration(existing_file(SHIPPED / path if ships else path, "configuration"))
     for key, value in overrides:
         section, _, name = key.partition(".")
         if not name:
@@ -92,27 +92,3 @@ def describe_settings() -> str:
         lines += ["", *(f"  {section}.{key} = {json.dumps(value)}" for key, value in keys.items())]
         lines.append(textwrap.indent(meaning or "", "    "))
     return "\n".join(lines)
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    path = path.resolve()
-    if path in seen:
-        raise ValueError(f"{path}: its {BASE} leads back to itself")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds a {type(tree).__name__}; a configuration is a mapping of sections")
-    base = tree.pop(BASE, None)
-    if base is None:
-        return tree
-    return _merge(_read(path.parent / str(base), (*seen, path)), tree)
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged

@@ -23,56 +23,83 @@ _ENTRIES = {
 
 
 def check_annotations(path: str | os.PathLike, image_dir: str | os.PathLike, *, fields: Collection[str] = ()) -> None:
-    """Reads the annotation file `path`, whose images lie in `image_dir`.
+    """Raises the first fault that `examine_annotations` finds, and warns of what training can do without or with."""
+    _, faults, notes = examine_annotations(path, image_dir, fields=fields)
+    if faults:
+        raise faults[0]
+    for note in notes:
+        _LOG.warning("%s", note)
+
+
+def examine_annotations(
+    path: str | os.PathLike, image_dir: str | os.PathLike, *, fields: Collection[str] = ()
+) -> tuple[dict[str, Any], list[ValueError], list[str]]:
+    """Reads the annotation file `path`, whose images lie in `image_dir`: what it holds ({} with faulty
+    entries), its faults, and notes.
 
     `fields` are a data set's `data_fields`: with gt_bbox there have to be annotations, with gt_poly masks.
 
-    ValueError (FileNotFoundError for a missing file) that names the file and the entry: no valid JSON, no categories or
-    images, none of the images there, an entry without what COCO's tools read of it, an annotation of an unknown
-    category, a box that is no box or wholly outside its image, a mask that is none, or of another size. Counted in one
-    warning each, as training can do without or with them: images that are missing, boxes without an area, boxes that
-    reach outside their image.
+    ValueError (FileNotFoundError for a missing file) for a file that says nothing: no valid JSON, no categories or
+    images, none of the images there. Faults, which name the file and the entry: an entry without what COCO's tools
+    read of it, an annotation of an unknown category, a box that is no box or wholly outside its image, a mask that is
+    none, or of another size. Notes count what training can do without or with: images that are missing, boxes without
+    an area, boxes that reach outside their image.
     """
     document = _read(Path(path))
     images, annotations = document["images"], document.get("annotations", None if "gt_bbox" in fields else [])
     if not isinstance(annotations, list):
         raise ValueError(f"{path} has no list of annotations, which training takes")
+    faults = []
     for kind, names in _ENTRIES.items():
         for index, entry in enumerate(document.get(kind, ())):
-            _check_entry(f"{path}: entry {index} of {kind}", entry, names)
+            try:
+                _check_entry(f"{path}: entry {index} of {kind}", entry, names)
+            except ValueError as error:
+                faults.append(error)
+    if faults:
+        return {}, faults, []
+    notes = _check_images(path, images, Path(image_dir))
     categories = {category["id"] for category in document["categories"]}
-    _check_images(path, images, Path(image_dir))
     sizes = {image["id"]: (float(image["height"]), float(image["width"])) for image in images}
-    empty, reaching = [], []
+    kinds: dict[str, list[object]] = {"empty": [], "reaching": [], "inside": []}
     for annotation in annotations:
-        number, size = annotation.get("id"), sizes.get(annotation.get("image_id"))
-        if annotation.get("category_id") not in categories:
-            raise ValueError(
-                f"{path}: annotation {number} is of category {annotation.get('category_id')!r}, "
-                f"which is not among the file's {len(categories)} categories"
-            )
-        if size is None:
-            raise ValueError(
-                f"{path}: annotation {number} is of image {annotation.get('image_id')!r}, which the file does not list"
-            )
-        if "bbox" in annotation:
-            _check_entry(f"{path}: annotation {number}", annotation, {"iscrowd": "an integer", "area": "a number"})
-            kind = _box_kind(path, number, annotation["bbox"], size)
-            if kind == "empty":
-                empty.append(number)
-            elif kind == "reaching":
-                reaching.append(number)
-            if "gt_poly" in fields and kind != "empty" and not annotation["iscrowd"]:
-                _check_mask(path, number, annotation.get("segmentation"))
-        if isinstance(annotation.get("segmentation"), Mapping):
-            _check_run_lengths(path, number, annotation["segmentation"], size)
-    for numbers, what in (
-        (empty, "without an area, which are left out"),
-        (reaching, "that reach outside their image, which are used as they are"),
+        number, size, kind = annotation["id"], sizes.get(annotation.get("image_id")), "inside"
+        try:
+            if annotation.get("category_id") not in categories:
+                raise ValueError(
+                    f"{path}: annotation {number} is of category {annotation.get('category_id')!r}, "
+                    f"which is not among the file's {len(categories)} categories"
+                )
+            if size is None:
+                image = annotation.get("image_id")
+                raise ValueError(f"{path}: annotation {number} is of image {image!r}, which the file does not list")
+            if "bbox" in annotation:
+                _check_entry(f"{path}: annotation {number}", annotation, {"iscrowd": "an integer", "area": "a number"})
+                kind = _box_kind(path, number, annotation["bbox"], size)
+                if "gt_poly" in fields and kind != "empty" and not annotation["iscrowd"]:
+                    _check_mask(path, number, annotation.get("segmentation"))
+            if isinstance(annotation.get("segmentation"), Mapping):
+                _check_run_lengths(path, number, annotation["segmentation"], size)
+            kinds[kind].append(number)
+        except ValueError as error:
+            faults.append(error)
+    for kind, what in (
+        ("empty", "without an area, which are left out"),
+        ("reaching", "that reach outside their image, which are used as they are"),
     ):
-        if numbers:
-            counts = len(numbers), len(annotations)
-            _LOG.warning("%s: %d of %d boxes %s; the first is annotation %s", path, *counts, what, numbers[0])
+        if numbers := kinds[kind]:
+            total = len(annotations)
+            notes.append(f"{path}: {len(numbers)} of {total} boxes {what}; the first is annotation {numbers[0]}")
+    return document, faults, notes
+
+
+def check_class_count(path: str | os.PathLike, categories: int, num_classes: int, where: str = "") -> None:
+    """ValueError, with `where` before it, if the file `path` has more categories than a model has classes."""
+    if categories > num_classes:
+        raise ValueError(
+            f"{where}num_classes is {num_classes}, but {path} has {categories} categories; "
+            f"set num_classes: {categories}"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -114,16 +141,16 @@ def _check_mask(path: str | os.PathLike, number: object, mask: Any) -> None:
         )
 
 
-def _check_images(path: str | os.PathLike, images: Sequence[Mapping[str, Any]], image_dir: Path) -> None:
+def _check_images(path: str | os.PathLike, images: Sequence[Mapping[str, Any]], image_dir: Path) -> list[str]:
+    """A note of the images that are missing; FileNotFoundError if all are."""
     missing = [image["file_name"] for image in images if not (image_dir / image["file_name"]).is_file()]
     if len(missing) == len(images):
         raise FileNotFoundError(
             f"{path}: none of its {len(images)} images is in {image_dir}, for example {missing[0]}; "
             "check dataset_dir and image_dir of the configuration's dataset"
         )
-    if missing:
-        counts, first = (len(missing), len(images)), image_dir / missing[0]
-        _LOG.warning("%s: %d of %d images are missing and left out; the first is %s", path, *counts, first)
+    note = f"{path}: {len(missing)} of {len(images)} images are missing and left out"
+    return [f"{note}; the first is {image_dir / missing[0]}"] if missing else []
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -10,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _CHUNK = 1 << 20
@@ -35,6 +36,28 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened
         to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` when all went well, and of which nothing is left otherwise.
+
+    FileExistsError unless `folder` is not there, or empty.
+    """
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise FileExistsError(f"{folder} is there and not empty; give a folder that is new or empty")
+    staged = temporary_beside(folder)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        for path in staged.rglob("*") if os.name == "posix" else ():
+            if not path.is_symlink():
+                to_disk(path)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -31,6 +31,20 @@ UNREADABLE = (
 """What Pillow raises on files that are missing, cut short, damaged or no images."""
 
 _ROWS = 256
+_ORIENTATION, _QUARTER_TURN = 0x0112, 5  # EXIF: from this value on, width and height are exchanged
+
+
+def shown_size(path: str | os.PathLike, *, whole: bool = False) -> tuple[int, int]:
+    """Width and height of the picture in a file as a viewer shows it, turned by its EXIF orientation.
+
+    Raises one of `UNREADABLE` for a file that holds no picture of one of the `FORMATS`; with `whole`, also for one
+    that is cut short or damaged.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        if whole:
+            image.load()
+        turned = image.getexif().get(_ORIENTATION, 1) >= _QUARTER_TURN
+        return image.size[::-1] if turned else image.size
 
 
 def read_rgb(path: str | os.PathLike, *, most_pixels: int | None = None) -> Image.Image:
@@ -87,3 +101,14 @@ def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
         plane -= np.float32(centre)
         plane /= np.float32(deviation)
     return array
+
+
+def class_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """`count` colours that differ, Pascal VOC's: bit k of a class number goes to bit 7 - k // 3 of channel k % 3."""
+    colours = []
+    for number in range(count):
+        channels = [0, 0, 0]
+        for bit in range(24):
+            channels[bit % 3] |= (number >> bit & 1) << max(0, 7 - bit // 3)
+        colours.append((channels[0], channels[1], channels[2]))
+    return tuple(colours)

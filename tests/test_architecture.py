@@ -8,7 +8,7 @@ import cyclemlp_backbones
 
 PACKAGE = Path(cyclemlp_backbones.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
-PUBLIC = {"cyclemlp_backbones", "checks", "files", "interrupts", "pictures", "variants"}
+PUBLIC = {"cyclemlp_backbones", "checks", "configurations", "files", "interrupts", "pictures", "variants"}
 
 
 def rooms():

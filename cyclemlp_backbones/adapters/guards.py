@@ -13,20 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 import yaml
 from paddle.io.dataloader import dataloader_iter
-from PIL import Image
 
-from cyclemlp_backbones.pictures import FORMATS, UNREADABLE
+from cyclemlp_backbones.datasets.samples import SampleError, checked_sample
 from cyclemlp_backbones.weights.arrays import NAMES
 from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader
 
 _LOG = logging.getLogger(__name__)
 _PYTHON = "tag:yaml.org,2002:python/"
-_READABLE = (".png", ".jpg", ".jpeg", ".bmp")
-_ORIENTATION, _QUARTER_TURN = 0x0112, 5  # EXIF: from this value on, width and height are exchanged
 
 
 def yaml_runs_code() -> bool:
@@ -105,10 +101,6 @@ def check_save_dir(save_dir: str | Path) -> None:
         raise OSError(f"save_dir {save_dir} takes no checkpoints: {there} is {problem}; give a folder to write into")
 
 
-class SampleError(ValueError):
-    """A sample that cannot be used; the message names its files and says why."""
-
-
 class _Samples:
     """A data set whose errors are SampleErrors."""
 
@@ -119,59 +111,7 @@ class _Samples:
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        files = _files(self.dataset, index)
-        try:
-            sample = self.dataset[index]
-            if hasattr(self.dataset, "num_classes") and isinstance(sample, dict) and len(files) == 2:
-                _check_mask(self.dataset, sample, *files)
-            return sample
-        except Exception as error:
-            reasons = [*filter(None, map(_unreadable, files)), f"{type(error).__name__}: {error}"]
-            raise SampleError(f"{' with '.join(files) or f'sample {index}'}: {reasons[0]}") from error
-
-
-def _files(dataset: Any, index: int) -> list[str]:
-    """Image and mask of a PaddleSeg data set, the image of a PaddleDetection one, or nothing."""
-    records = getattr(dataset, "file_list", None) or getattr(dataset, "roidbs", None)
-    record = records[index % len(records)] if records and isinstance(index, int) else ()
-    values = record if isinstance(record, (list, tuple)) else [dict(record).get("im_file")]
-    return [path for path in values if isinstance(path, str)]
-
-
-def _unreadable(path: str) -> str:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-    except UNREADABLE as error:
-        return str(error)
-    return ""
-
-
-def _check_mask(dataset: Any, sample: dict[str, Any], image: str, mask: str) -> None:
-    """ValueError for a mask that does not belong to its image or has no classes of the data set; Paddle would read one
-    of unsigned 16-bit integers, which it takes for bfloat16, as zeros: it becomes int32."""
-    if all(path.lower().endswith(_READABLE) for path in (image, mask)):
-        with Image.open(mask, formats=FORMATS) as opened, Image.open(image, formats=FORMATS) as picture:
-            bands, (mask_width, mask_height) = opened.getbands(), opened.size
-            turned = picture.getexif().get(_ORIENTATION, 1) >= _QUARTER_TURN
-            width, height = picture.size[::-1] if turned else picture.size
-        if len(bands) > 1:
-            raise ValueError(f"the mask has the bands {', '.join(bands)}; it takes one, whose values are the classes")
-        # One mask for each class, one beside or below the other, are PaddleSeg's multi-label masks.
-        if mask_width % width or mask_height % height or (width < mask_width and height < mask_height):
-            raise ValueError(f"the image is {width} x {height}, its mask {mask_width} x {mask_height}; make them equal")
-    label = sample.get("label")
-    if not isinstance(label, np.ndarray):
-        return
-    if label.dtype == np.uint16:
-        sample["label"] = label = label.astype(np.int32)
-    ignored = getattr(dataset, "ignore_index", 255)
-    wrong = label[(label != ignored) & ((label < 0) | (label >= dataset.num_classes))]
-    if wrong.size:
-        raise ValueError(
-            f"the mask has the label {wrong[0]}; num_classes: {dataset.num_classes} takes 0 to "
-            f"{dataset.num_classes - 1}, and {ignored}, the ignore_index"
-        )
+        return checked_sample(self.dataset, index)
 
 
 def loader_waits_for_ever() -> bool:
@@ -212,6 +152,6 @@ def _hand_error_over(iterator: Any, thread_loop: Any, following: Any) -> None:
                 raise
             # A worker's exception arrives as its printed traceback.
             message = str(self.end_on_error).rpartition(f"{SampleError.__name__}: ")[2].strip()
-            raise SampleError(message) from error
+            raise SampleError(f"{message}; `cyclemlp data check --config FILE` lists all such samples") from error
 
     iterator._thread_loop, iterator.__next__ = loop, next_batch

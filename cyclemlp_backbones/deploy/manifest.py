@@ -172,17 +172,6 @@ class Manifest:
         return tuple(names[0] for names in found)
 
 
-def class_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """`count` colours that differ, Pascal VOC's: bit k of a class number goes to bit 7 - k // 3 of channel k % 3."""
-    colours = []
-    for number in range(count):
-        channels = [0, 0, 0]
-        for bit in range(24):
-            channels[bit % 3] |= (number >> bit & 1) << max(0, 7 - bit // 3)
-        colours.append((channels[0], channels[1], channels[2]))
-    return tuple(colours)
-
-
 def _choose(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")

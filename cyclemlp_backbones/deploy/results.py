@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cyclemlp_backbones.deploy.images import ImageFile
-from cyclemlp_backbones.deploy.manifest import Manifest, class_palette
+from cyclemlp_backbones.deploy.manifest import Manifest
+from cyclemlp_backbones.pictures import class_palette
 
 _LARGEST_PICTURE = 2048
 _OPACITY = 0.5

@@ -17,7 +17,6 @@ import paddle
 import pytest
 from PIL import Image
 
-from cyclemlp_backbones.adapters.paddledet.launch import parse_options
 from cyclemlp_backbones.cli import main
 from tests.adapters.tiny_det import cyclemlp, write_config, write_data
 from tests.adapters.tiny_seg import REPOSITORY
@@ -147,19 +146,6 @@ def save_backbone(folder):
     path = folder / "backbone.pdparams"
     paddle.save(build_backbone("b0").state_dict(), str(path))
     return path
-
-
-def test_options_are_yaml_with_nested_keys():
-    options = ["a.b=1", "a.c=[x, 2]", "d=1e-4", "e=null", "f=text"]
-    assert parse_options(options) == {"a": {"b": 1, "c": ["x", 2]}, "d": 1e-4, "e": None, "f": "text"}
-    with pytest.raises(ValueError, match=r"-o takes KEY=VALUE.*given 'use_gpu'"):
-        parse_options(["use_gpu"])
-    with pytest.raises(ValueError, match=r"-o a=\["):
-        parse_options(["a=["])
-    with pytest.raises(ValueError, match="another option gives a a value"):
-        parse_options(["a=1", "a.b=2"])
-    with pytest.raises(ValueError, match="-o a"):
-        parse_options(["a=!!python/object/apply:os.getcwd []"])
 
 
 def misnamed_file(config):

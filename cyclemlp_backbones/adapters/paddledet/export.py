@@ -19,8 +19,9 @@ from cyclemlp_backbones.adapters.paddledet import register_paddledet
 from cyclemlp_backbones.adapters.paddledet.launch import read_config
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
-from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette
+from cyclemlp_backbones.deploy.manifest import Preprocessing
 from cyclemlp_backbones.deploy.networks import numbered, read_class_names
+from cyclemlp_backbones.pictures import class_palette
 from cyclemlp_backbones.weights.loading import load_model_weights
 
 _INTERPOLATIONS = {0: "nearest", 1: "bilinear", 2: "bicubic"}

@@ -10,13 +10,11 @@ import argparse
 import importlib.util
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import paddle
-import yaml
 from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import create, global_config, load_config, merge_config
 from ppdet.engine import Trainer, init_parallel_env, set_random_seed
@@ -28,6 +26,8 @@ from ppdet.utils.check import check_version
 from cyclemlp_backbones.adapters import guards
 from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.checks import did_you_mean, existing_file
+from cyclemlp_backbones.coco import check_class_count
+from cyclemlp_backbones.configurations import parse_options
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.weights.download import is_url
 from cyclemlp_backbones.weights.loading import load_model_weights, load_weights
@@ -79,29 +79,6 @@ def read_config(path: str, options: Sequence[str]) -> Any:
         global_config.setdefault(name, False)
     global_config.setdefault("log_iter", 20)
     return global_config
-
-
-def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """["a.b=1", "c=[x, y]"] -> {"a": {"b": 1}, "c": ["x", "y"]}; values are plain YAML, and 1e-4 is a number."""
-    merged: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or not key:
-            raise ValueError(f"-o takes KEY=VALUE, for example use_gpu=false; given {option!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"-o {option}: {error}") from error
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            value = float(value)  # YAML 1.1 wants 1.0e-4
-        level = merged
-        *parents, last = key.split(".")
-        for parent in parents:
-            level = level.setdefault(parent, {})
-            if not isinstance(level, dict):
-                raise ValueError(f"-o {option}: another option gives {parent} a value")
-        level[last] = value
-    return merged
 
 
 def _known(key: str) -> bool:
@@ -163,12 +140,8 @@ def _build(args: argparse.Namespace, config: Any, mode: str) -> Trainer:
         _check_annotations_are_there(config, f"{mode.capitalize()}Dataset")
     with config_errors(args.config):
         trainer = Trainer(config, mode=mode)
-    classes = len(getattr(trainer.dataset, "catid2clsid", ()))
-    if classes > config.num_classes:
-        raise ValueError(
-            f"{args.config}: num_classes is {config.num_classes}, but {trainer.dataset.get_anno()} has {classes} "
-            f"categories; set num_classes: {classes}"
-        )
+    if classes := len(getattr(trainer.dataset, "catid2clsid", ())):
+        check_class_count(trainer.dataset.get_anno(), classes, config.num_classes, f"{args.config}: ")
     return trainer
 
 

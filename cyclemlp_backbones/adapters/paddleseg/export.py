@@ -14,8 +14,9 @@ from cyclemlp_backbones.adapters.paddleseg import register_paddleseg
 from cyclemlp_backbones.adapters.paddleseg.launch import leave_out_pretrained, read_config, seg_errors
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
-from cyclemlp_backbones.deploy.manifest import Preprocessing, class_palette
+from cyclemlp_backbones.deploy.manifest import Preprocessing
 from cyclemlp_backbones.deploy.networks import numbered, read_class_names
+from cyclemlp_backbones.pictures import class_palette
 from cyclemlp_backbones.weights.loading import load_model_weights
 
 _INTERPOLATIONS = {"NEAREST": "nearest", "LINEAR": "bilinear", "CUBIC": "bicubic"}

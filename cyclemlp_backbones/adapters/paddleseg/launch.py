@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import paddle
 import yaml
@@ -56,6 +57,13 @@ def read_config(path: str, opts: Sequence[str] | None = None, **overrides: objec
 def seg_errors(path: str) -> AbstractContextManager[None]:
     """PaddleSeg's complaints about the configuration `path`, as ValueError."""
     return config_errors(path, RuntimeError, hint=_near_component)
+
+
+def open_dataset(settings: Mapping[str, Any]) -> Any:
+    """The data set of a section of the configuration, its samples as they lie in the files."""
+    with seg_errors(f"type: {settings.get('type')}"):
+        given = {key: value for key, value in settings.items() if key not in ("type", "transforms")}
+        return manager.DATASETS[settings["type"]](**given, transforms=[])
 
 
 def _load_config(args: argparse.Namespace, **overrides: object) -> tuple[Config, SegBuilder]:

@@ -70,6 +70,7 @@ def test_training_ends_and_names_the_file(tmp_path, bad, workers):
     run = train(tmp_path, workers=workers)
     assert run.returncode == 1
     assert message in run.stderr.rpartition(f"cyclemlp seg: error: {tmp_path / '0.png'} with ")[2]
+    assert "`cyclemlp data check --config FILE` lists all such samples" in run.stderr
     assert kept.is_file()
 
 

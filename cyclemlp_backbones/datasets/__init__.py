@@ -1,0 +1,1 @@
+"""Data sets of one's own: what a usable sample is, checking all of them, and converting annotations."""
