@@ -240,7 +240,6 @@ def run_train(args: argparse.Namespace) -> None:
         _resume(trainer, args.resume)
     else:
         _load_for_training(trainer, config)
-    guards.check_save_dir(Path(config.save_dir, config.filename))
     trainer.train(args.eval)
 
 
