@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "check the installed packages for known conflicts",
     "seg": "train, val, predict, export with PaddleSeg",
     "det": "train, eval, infer, export with PaddleDetection",
+    "paddlex": "train, evaluate, export with PaddleX",
     "cls": "train on ImageNet, eval, predict, lists: the pretraining program",
     "export": "a trained model as a folder that other programs run: Paddle's inference format or ONNX",
     "benchmark": "time one size on this machine, beside another network",

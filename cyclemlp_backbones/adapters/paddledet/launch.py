@@ -19,6 +19,7 @@ import paddle
 import yaml
 from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import create, global_config, load_config, merge_config
+from ppdet.data.source.dataset import DetDataset
 from ppdet.engine import Trainer, init_parallel_env, set_random_seed
 from ppdet.engine.env import init_fleet_env
 from ppdet.metrics.coco_utils import json_eval_results
@@ -105,7 +106,7 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _known(key: str) -> bool:
-    return key in _SETTINGS or isinstance(global_config.get(key), SchemaDict)
+    return key in _SETTINGS or isinstance(global_config.get(key), (SchemaDict, DetDataset))  # "!ImageFolder"
 
 
 def _near(key: str) -> str:
