@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from cyclemlp_backbones.deploy.export import Exportable, save_paddle
 from cyclemlp_backbones.deploy.manifest import Preprocessing
 from cyclemlp_backbones.files import temporary_beside, to_disk
 
+_LOG = logging.getLogger(__name__)
 _COMMANDS = {"PaddleSeg": "seg", "PaddleDetection": "det"}
 """PaddleX's name of a toolkit, our command."""
 
@@ -43,15 +44,16 @@ def register_paddlex() -> None:
         from paddlex.repo_apis.base import BaseRunner
     except ImportError as error:
         raise ImportError(f'`import paddlex` fails: {error}; `pip install "paddlex[cv]==3.7.2"`') from error
-    for toolkit in _COMMANDS:
-        if root := os.environ.get(f"PADDLE_PDX_{toolkit.upper()}_PATH"):
+    variables = {toolkit: f"PADDLE_PDX_{toolkit.upper()}_PATH" for toolkit in _COMMANDS}
+    if not any(map(os.environ.get, variables.values())):
+        _LOG.warning("PaddleX has no checkout and trains nothing; %s name some", " and ".join(variables.values()))
+    for toolkit, variable in variables.items():
+        if root := os.environ.get(variable):
             if not Path(root, "tools/train.py").is_file():
-                raise FileNotFoundError(f"PADDLE_PDX_{toolkit.upper()}_PATH: {root} is no checkout of {toolkit}")
+                raise FileNotFoundError(f"{variable} is {root}, no checkout of {toolkit}")
             sys.path.append(root)
             importlib.import_module(f"paddlex.repo_apis.{toolkit}_api")
     run_cmd = BaseRunner.run_cmd
-    if hasattr(run_cmd, "__wrapped__"):
-        return
 
     @functools.wraps(run_cmd)
     def run_ours(self: Any, command: list[Any], *arguments: Any, **named: Any) -> Any:
@@ -61,14 +63,8 @@ def register_paddlex() -> None:
             command = [*command[:script], str(LAUNCHER), *ours, *command[script:]]
         return run_cmd(self, command, *arguments, **named)
 
-    BaseRunner.run_cmd = run_ours
-
-
-def run_engine(arguments: Sequence[str]) -> None:
-    """What PaddleX's own main.py does with the same arguments."""
-    register_paddlex()
-    sys.argv[1:] = arguments
-    importlib.import_module("paddlex.engine").Engine().run()
+    if not hasattr(run_cmd, "__wrapped__"):
+        BaseRunner.run_cmd = run_ours
 
 
 class _ClassMap(nn.Layer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
 
@@ -16,10 +17,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="PaddleX's configuration of a module")
     parser.add_argument("-o", "--override", action="append", metavar="KEY=VALUE", help="for example Global.mode=train")
     parser.parse_args(argv)
-    from cyclemlp_backbones.adapters.paddlex import run_engine
+    from cyclemlp_backbones.adapters.paddlex import register_paddlex
 
+    register_paddlex()
+    sys.argv[1:] = argv  # where PaddleX reads them
     try:
-        run_engine(argv)
+        importlib.import_module("paddlex.engine").Engine().run()
     except KeyboardInterrupt:  # the script that PaddleX started has said how to go on
         print("interrupted", file=sys.stderr)
         return 130

@@ -162,6 +162,13 @@ def test_options_are_yaml_with_nested_keys():
         parse_options(["a=!!python/object/apply:os.getcwd []"])
 
 
+def test_a_data_set_may_have_its_class_as_a_tag(config):
+    path = rewrite(config, "TestDataset:", "TestDataset: !ImageFolder")  # as PaddleDetection's own configurations do
+    status, output = det("export", path, "-o", "weights=none")
+    assert status == 1
+    assert "error: no weights file none.pdparams" in output
+
+
 def misnamed_file(config):
     return [config.with_name("retinnet.yml")], r"no configuration file .*; did you mean retinanet\.yml"
 

@@ -148,7 +148,7 @@ def test_resizes_as_paddleseg(page, images):
 @pytest.mark.parametrize(("kind", "name"), [("det", DET), ("mask", MASK)])
 def test_detects_as_predict_and_as_the_checkouts_export(page, images, kind, name):
     checkpoint = page / f"{kind}.pdparams"
-    state = paddle.load(str(page / f"output/{kind}/best_model/best_model.pdparams"))
+    state = paddle.load(str(page / f"output/{kind}/model_final/model_final.pdparams"))
     if kind == "det":
         state["head.retina_cls.bias"] += 4  # after three steps, it is sure of nothing
     paddle.save(state, str(checkpoint))
