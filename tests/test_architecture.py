@@ -60,7 +60,7 @@ def test_nobody_imports_the_commands_and_only_its_folder_a_toolkit():
         text = path.read_text(encoding="utf-8")
         if relative.parts[0] not in ("cli", "__main__.py"):
             assert "cli" not in imports(path), relative
-        for toolkit, folder in (("paddleseg", "paddleseg"), ("ppdet", "paddledet")):
+        for toolkit, folder in (("paddleseg", "paddleseg"), ("ppdet", "paddledet"), ("paddlex", "paddlex.py")):
             if relative.parts[:2] != ("adapters", folder):
                 assert not re.search(rf"^\s*(from|import) {toolkit}\b", text, re.M), relative
 

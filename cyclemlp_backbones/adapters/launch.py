@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
+"""The file that paddle.distributed.launch runs: it takes a file, no module."""
+
 _PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 """Packages that are not called as their modules are."""
 

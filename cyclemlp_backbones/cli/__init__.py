@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "check the installed packages for known conflicts",
     "seg": "train, val, predict, export with PaddleSeg",
     "det": "train, eval, infer, export with PaddleDetection",
+    "paddlex": "train, evaluate, export with PaddleX",
     "cls": "train on ImageNet, eval, predict, lists: the pretraining program",
     "export": "a trained model as a folder that other programs run: Paddle's inference format or ONNX",
     "verify": "run an exported model beside what its network gave",

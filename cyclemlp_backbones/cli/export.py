@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="seg, det: override the configuration"
     )
-    parser.add_argument("--format", default="paddle", choices=FORMATS, help="default: %(default)s")
+    parser.add_argument(
+        "--format", default="paddle", choices=(*FORMATS, "paddlex"), help="default: %(default)s; seg, det: paddlex"
+    )
     parser.add_argument(
         "--device",
         default="cpu",
@@ -67,9 +69,8 @@ def main(argv: list[str]) -> int:
     elif args.task == "det":
         from cyclemlp_backbones.adapters.paddledet.export import det_export
 
-        model = det_export(
-            args.checkpoint, args.config, format=args.format, opts=args.opts, class_names=args.class_names
-        )
+        format = "onnx" if args.format == "onnx" else "paddle"
+        model = det_export(args.checkpoint, args.config, format=format, opts=args.opts, class_names=args.class_names)
     else:
         from cyclemlp_backbones.deploy.networks import network_export
 
@@ -82,6 +83,12 @@ def main(argv: list[str]) -> int:
             std=tuple(args.std),
             class_names=args.class_names,
         )
+    if args.format == "paddlex":
+        from cyclemlp_backbones.adapters.paddlex import export_paddlex
+
+        name = export_paddlex(model, args.out, args.device)
+        print(visible(f'wrote {args.out}: `paddlex.create_model("{name}", model_dir="{args.out}")` runs it'))
+        return 0
     manifest = export(
         model,
         args.out,
@@ -105,6 +112,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--task {args.task} needs --config FILE, the configuration that the model was trained with")
     if args.task in ("cls", "features") and (args.config or args.opts):
         raise ValueError(f"--task {args.task} takes no --config and --opts: the checkpoint tells the network's size")
+    if args.format == "paddlex" and (args.task not in ("seg", "det") or args.force):
+        raise ValueError("--format paddlex takes the tasks seg and det, a new folder, and no --force")
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint {args.checkpoint}")
     if args.size < 32:

@@ -14,9 +14,6 @@ from cyclemlp_backbones.adapters import launch
 from cyclemlp_backbones.checks import boolean, did_you_mean
 from cyclemlp_backbones.interrupts import is_interrupt
 
-LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
-"""The file that paddle.distributed.launch runs: it takes a file, no module."""
-
 Flag = tuple[Sequence[str], Mapping[str, Any]]
 
 
@@ -80,7 +77,7 @@ On a CPU: `--nproc_per_node 2 --backend gloo` instead of `--devices 0,1`."""
             print(self.usage)
             return 0 if argv else 2
         if argv[0] == "--launcher":
-            print(LAUNCHER)
+            print(launch.LAUNCHER)
             return 0
         action, *rest = argv
         is_script = action.endswith(".py")

@@ -101,17 +101,15 @@ def export(
     if device not in DEVICES:
         raise ValueError(f"device is {device!r}; choose from {', '.join(DEVICES)}")
     check_folder(path, overwrite)
-    model.layer.eval()
     stated = {name: value for name, value in vars(model).items() if name not in ("layer", "input_spec")}
     versions = {"cyclemlp-backbones": __version__, "paddle": paddle.__version__}
     manifest = Manifest(format=format, versions=versions, **stated)
     expected = {case: _run(model, case) for case in cases(manifest)} if verified else {}
-    form = cpu_graph_forms(model.layer) if device == "cpu" else contextlib.nullcontext()
-    with staged_export(path) as staged, form:
+    with staged_export(path) as staged:
         if format == "paddle":
-            files = _save_paddle(model, staged)
+            files = save_paddle(model, staged, device)
         else:
-            manifest, files = _save_onnx(model, manifest, staged)
+            manifest, files = _save_onnx(model, manifest, staged, device)
         manifest = write_manifest(staged, manifest, files)
         with contextlib.suppress(ImportError):  # without ONNX Runtime, a model is checked where it runs
             samples = compare(DeployedModel(staged), expected)
@@ -127,6 +125,7 @@ def export(
 def _run(model: Exportable, case: Case) -> list[np.ndarray]:
     """What the network gives for a case of `verify`, in the order of the outputs."""
     given = feeds(*case)
+    model.layer.eval()
     with paddle.no_grad():
         outputs = model.layer(*(paddle.to_tensor(given[name]) for name in model.inputs))
     return [output.numpy() for output in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
@@ -168,22 +167,24 @@ def _sizes_for_factors() -> Iterator[None]:
         F.interpolate = interpolate
 
 
-def _save_paddle(model: Exportable, folder: Path) -> list[str]:
-    """The names of the files written: the program, the weights."""
-    with warnings.catch_warnings(), _whole_graphs(), _sizes_for_factors():
+def save_paddle(model: Exportable, folder: Path, device: str, stem: str = "model") -> list[str]:
+    """The names of the files written, in the graph's form for `device`: the program, the weights."""
+    model.layer.eval()
+    form = cpu_graph_forms(model.layer) if device == "cpu" else contextlib.nullcontext()
+    with warnings.catch_warnings(), _whole_graphs(), _sizes_for_factors(), form:
         # Paddle's own zeros_like asks a graph's tensor for its place, and Paddle warns about that, once per use.
         warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
         static = paddle.jit.to_static(model.layer, input_spec=list(model.input_spec), full_graph=True)
         try:
-            paddle.jit.save(static, str(folder / "model"))
+            paddle.jit.save(static, str(folder / stem))
         finally:
             vars(model.layer).pop("forward", None)  # to_static's own, which would go on running the graph
-    (folder / "model.pdiparams.info").unlink(missing_ok=True)  # Paddle 2 writes it; only training reads it
-    _check_whole(folder / "model.pdiparams")
-    for name in ("model.json", "model.pdmodel"):
+    (folder / f"{stem}.pdiparams.info").unlink(missing_ok=True)  # Paddle 2 writes it; only training reads it
+    _check_whole(folder / f"{stem}.pdiparams")
+    for name in (f"{stem}.json", f"{stem}.pdmodel"):
         if (folder / name).is_file():
-            return [name, "model.pdiparams"]
-    raise FileNotFoundError(f"paddle.jit.save wrote neither model.json nor model.pdmodel into {folder}")
+            return [name, f"{stem}.pdiparams"]
+    raise FileNotFoundError(f"paddle.jit.save wrote neither {stem}.json nor {stem}.pdmodel into {folder}")
 
 
 def _check_whole(weights: Path) -> None:
@@ -210,7 +211,7 @@ def _check_whole(weights: Path) -> None:
         raise OSError(f"{weights.name} is cut at {size} bytes; is the disk full, or is there a limit (ulimit -f)?")
 
 
-def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> tuple[Manifest, list[str]]:
+def _save_onnx(model: Exportable, manifest: Manifest, folder: Path, device: str) -> tuple[Manifest, list[str]]:
     """The manifest with the converter's version, and the name of the file written."""
     try:
         import onnx
@@ -219,7 +220,7 @@ def _save_onnx(model: Exportable, manifest: Manifest, folder: Path) -> tuple[Man
         raise ImportError(
             f'ONNX export fails to import: {error}; `pip install "cyclemlp-backbones[export]"`'
         ) from error
-    program, weights = _save_paddle(model, folder)  # which goes when the ONNX file is there
+    program, weights = save_paddle(model, folder, device)  # which goes when the ONNX file is there
     if program.endswith(".pdmodel"):
         raise ValueError(f"ONNX export needs Paddle 3, whose programs paddle2onnx reads; this is {paddle.__version__}")
     graph = onnx.load_from_string(_convert(folder, program, weights, model.architecture))

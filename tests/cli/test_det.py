@@ -148,6 +148,13 @@ def save_backbone(folder):
     return path
 
 
+def test_a_data_set_may_have_its_class_as_a_tag(config):
+    path = rewrite(config, "TestDataset:", "TestDataset: !ImageFolder")  # as PaddleDetection's own configurations do
+    status, output = det("export", path, "-o", "weights=none")
+    assert status == 1
+    assert "error: no weights file none.pdparams" in output
+
+
 def misnamed_file(config):
     return [config.with_name("retinnet.yml")], r"no configuration file .*; did you mean retinanet\.yml"
 
@@ -258,12 +265,26 @@ def test_mistake_is_explained_with_exit_status_1(config, mistake):
     assert not (config.parent / "out").exists()
 
 
-def test_a_folder_that_takes_no_checkpoints_is_told_before_training(config):
+SCRIPT = """
+import sys
+from ppdet.core.workspace import load_config
+from ppdet.engine import Trainer
+Trainer(load_config(sys.argv[2]), mode="train").train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "off", "told"), [("action", "", True), ("script", "", True), ("script", "save_dir", False)]
+)
+def test_a_folder_that_takes_no_checkpoints_is_told_before_training(config, how, off, told):
     (config.parent / "out").write_text("mine")
-    status, output = det("train", config)
+    (config.parent / "train.py").write_text(SCRIPT)  # in short, a checkout's
+    arguments = ["train" if how == "action" else config.parent / "train.py", "-c", config]
+    environment = {"CYCLEMLP_PADDLEDET_REPAIRS_OFF": off}
+    status, output = cyclemlp("det", *arguments, cwd=config.parent, environment=environment)
     assert status == 1
-    assert "retinanet takes no checkpoints" in output
-    assert "Epoch" not in output
+    assert ("retinanet takes no checkpoints" in output) == (not off)
+    assert ("Epoch" in output) == bool(off)
     assert (config.parent / "out").read_text() == "mine"
 
 

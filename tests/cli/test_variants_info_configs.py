@@ -1,7 +1,7 @@
 """The commands that describe the network and hand out the configurations."""
 
 import re
-import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,15 +130,33 @@ def test_importing_the_package_needs_nothing_of_the_toolkits():
     assert not {"paddleseg", "ppdet", "sklearn", "matplotlib", "torch"} & set(re.findall(r"'([^']+)'", done.stdout))
 
 
-def test_a_killed_copy_of_the_configs_leaves_whole_files(tmp_path, monkeypatch):
-    def killed(source, target):
-        Path(target).write_bytes(Path(source).read_bytes()[:20])
-        raise KeyboardInterrupt
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from cyclemlp_backbones.cli import main
+copy, copies = shutil.copyfile, iter(range(100))
+def half(source, target):
+    if next(copies) < int(sys.argv[1]):
+        return copy(source, target)
+    Path(target).write_bytes(Path(source).read_bytes()[:20])
+    os.kill(os.getpid(), signal.SIGKILL)
+shutil.copyfile = half
+main(["configs", sys.argv[2]])
+"""
 
-    monkeypatch.setattr(shutil, "copyfile", killed)
-    with pytest.raises(KeyboardInterrupt):
-        main(["configs", str(tmp_path)])
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+@pytest.mark.parametrize("copies", [0, 7])
+def test_a_killed_copy_of_the_configs_leaves_whole_files_and_the_next_sweeps(tmp_path, copies):
+    run = subprocess.run([sys.executable, "-c", KILLED, str(copies), str(tmp_path)], cwd=ROOT, timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    (half,) = (path for path in left if path.suffix == ".tmp")
+    assert half.stat().st_size == 20
+    assert len(left) == copies + 1
+    for path in left:
+        assert path == half or path.read_bytes() == (ROOT / path.relative_to(tmp_path)).read_bytes()
+    assert main(["configs", str(tmp_path), "--force"]) == 0
+    assert not [*tmp_path.rglob("*.tmp")]
 
 
 def test_configs_are_copied_and_not_overwritten(tmp_path, capsys):

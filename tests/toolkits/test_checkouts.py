@@ -139,6 +139,15 @@ def test_resume(case):
         assert case.saved("out", "best_model.pdparams").is_file()
 
 
+def test_a_folder_that_takes_no_checkpoints_is_told_before_training(case):
+    (case.folder / "file").write_text("mine")
+    flags = ("--device", "cpu", "--save_dir", "file") if case.is_seg else ("-o", "save_dir=file")
+    output = case.run("train", *flags, fails=True)
+    assert "takes no checkpoints" in output
+    assert "loss:" not in output
+    assert (case.folder / "file").read_text() == "mine"
+
+
 def test_two_processes(case):
     processes = ("--nproc_per_node", 2, "--backend", "gloo", "--log_dir", "log")
     launcher = REPOSITORY / "cyclemlp_backbones" / "__main__.py"

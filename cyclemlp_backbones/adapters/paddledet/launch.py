@@ -17,6 +17,7 @@ from typing import Any
 import paddle
 from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import create, global_config, load_config, merge_config
+from ppdet.data.source.dataset import DetDataset
 from ppdet.engine import Trainer, init_parallel_env, set_random_seed
 from ppdet.engine.env import init_fleet_env
 from ppdet.metrics.coco_utils import json_eval_results
@@ -82,7 +83,7 @@ def read_config(path: str, options: Sequence[str]) -> Any:
 
 
 def _known(key: str) -> bool:
-    return key in _SETTINGS or isinstance(global_config.get(key), SchemaDict)
+    return key in _SETTINGS or isinstance(global_config.get(key), (SchemaDict, DetDataset))  # "!ImageFolder"
 
 
 def _near(key: str) -> str:
@@ -213,7 +214,6 @@ def run_train(args: argparse.Namespace) -> None:
         _resume(trainer, args.resume)
     else:
         _load_for_training(trainer, config)
-    guards.check_save_dir(Path(config.save_dir, config.filename))
     trainer.train(args.eval)
 
 

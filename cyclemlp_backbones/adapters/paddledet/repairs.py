@@ -45,6 +45,7 @@ from ppdet.optimizer import optimizer as optimizer_builders
 from ppdet.optimizer.adamw import layerwise_lr_decay
 from ppdet.utils import visualizer
 
+from cyclemlp_backbones.adapters import guards
 from cyclemlp_backbones.adapters.paddledet import LAYER_DECAY, static
 from cyclemlp_backbones.adapters.repairs import Repairs, fails, scalars_do_not_concatenate
 from cyclemlp_backbones.coco import check_annotations
@@ -359,6 +360,19 @@ def _repair_annotations() -> None:
         parse(self)
 
     COCODataSet.parse_dataset = check_and_parse
+
+
+@REPAIRS.row("save_dir", until=_NOT_MENDED, needed=lambda: "os.access" not in inspect.getsource(Trainer.train))
+def _check_save_dir_first() -> None:
+    """A `save_dir` that takes no checkpoints is noticed at the first of them, when an epoch is lost."""
+    train = Trainer.train
+
+    @functools.wraps(train)
+    def check_and_train(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        guards.check_save_dir(Path(self.cfg.save_dir, self.cfg.filename))
+        return train(self, *args, **kwargs)
+
+    Trainer.train = check_and_train
 
 
 def _layer_decay_passes_cyclemlp_by() -> bool:
