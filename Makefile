@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-heads lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make test-toolkits   checkouts of PaddleSeg and PaddleDetection, by their own tools (TOOLKITS=DIR holds them or their archives)"
+	@echo "make test-heads   every model of those checkouts with CycleMLP as its backbone: docs/heads.md"
 	@echo "make bench        every figure of the README's table of speed, ten minutes and more; stores and shows them"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
@@ -99,8 +100,8 @@ test-paddleclas: .venv-paddleclas/installed
 TOOLKITS ?= ../shared/toolkits
 TOOLKITS_CACHE ?= $(HOME)/.cache/cyclemlp/toolkits
 
-# Writes the table of docs/support.md; SHORT=1 runs what .ci/run does, and writes nothing.
-test-toolkits: .venv/installed
+# Write the table of docs/support.md and docs/heads.md; SHORT=1 runs what .ci/run does, and writes nothing.
+test-toolkits test-heads: .venv/installed
 	@if ! ls -d $(TOOLKITS)/Paddle* >/dev/null 2>&1; then \
 		echo "TOOLKITS=$(TOOLKITS) holds no checkout and no archive of one. Get them, and give the folder as TOOLKITS=DIR:" >&2; \
 		for tag in PaddleSeg/v2.9.1 PaddleSeg/develop PaddleDetection/release/2.7.1 PaddleDetection/develop; do \
@@ -114,7 +115,8 @@ test-toolkits: .venv/installed
 		[ -d $(TOOLKITS_CACHE)/$$(basename $$archive .tar.gz) ] || tar -xzf $$archive -C $(TOOLKITS_CACHE); \
 	done
 	CYCLEMLP_TOOLKITS=$(if $(wildcard $(TOOLKITS)/*.tar.gz),$(TOOLKITS_CACHE),$(TOOLKITS)) \
-		.venv/bin/python -m pytest tests/toolkits $(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
+		.venv/bin/python -m pytest $(if $(filter test-heads,$@),tests/toolkits/test_heads.py,tests/toolkits) \
+		$(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
 
 lint: .venv/installed
 	.venv/bin/ruff check .
