@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-paddlex docs lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-heads test-paddlex docs lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make test-toolkits   checkouts of PaddleSeg and PaddleDetection, by their own tools (TOOLKITS=DIR holds them or their archives)"
+	@echo "make test-heads   every model of those checkouts with CycleMLP as its backbone: docs/heads.md"
 	@echo "make test-paddlex   PaddleX's wheel with the checkouts, in an environment of its own (PADDLEX_ENV)"
 	@echo "make bench        every figure of docs/performance.md's first table, ten minutes and more; stores and shows them"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
@@ -122,10 +123,11 @@ define checkouts
 endef
 CHECKOUTS = CYCLEMLP_TOOLKITS=$(if $(wildcard $(TOOLKITS)/*.tar.gz),$(TOOLKITS_CACHE),$(TOOLKITS))
 
-# Writes the table of docs/support.md; SHORT=1 runs what .ci/run does, and writes nothing.
-test-toolkits: .venv/installed
+# Write the table of docs/support.md and docs/heads.md; SHORT=1 runs what .ci/run does, and writes nothing.
+test-toolkits test-heads: .venv/installed
 	$(checkouts)
-	$(CHECKOUTS) .venv/bin/python -m pytest tests/toolkits $(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
+	$(CHECKOUTS) .venv/bin/python -m pytest $(if $(filter test-heads,$@),tests/toolkits/test_heads.py,tests/toolkits) \
+		$(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
 
 PADDLEX_ENV ?= $(HOME)/.cache/cyclemlp/paddlex-3.7.2
 
@@ -133,7 +135,7 @@ PADDLEX_ENV ?= $(HOME)/.cache/cyclemlp/paddlex-3.7.2
 test-paddlex:
 	$(checkouts)
 	@$(PADDLEX_ENV)/bin/python -c 'import paddlex, imgaug' 2>/dev/null || { $(or $(PYTHON),python3) -m venv $(PADDLEX_ENV) && \
-	$(PADDLEX_ENV)/bin/python -m pip install --quiet --disable-pip-version-check "$(PADDLE)" "paddlex[cv]==3.7.2" \
+	$(PADDLEX_ENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) "paddlex[cv]==3.7.2" \
 		"numpy<2" safetensors tqdm pytest visualdl scikit-learn shapely terminaltables imageio && \
 	$(PADDLEX_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps imgaug; } || \
 	{ echo "PaddleX cannot be installed here. Make an environment where it can, Python 3.10 or 3.11 with what the" >&2; \

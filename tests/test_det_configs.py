@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from cyclemlp_backbones import build_classifier
-from tests.adapters.tiny_det import DETECTORS, dataset, in_process, write_data
+from tests.adapters.tiny_det import DETECTORS, OF_CHECKOUTS, cyclemlp, dataset, in_process, write_data, write_shipped
 from tests.adapters.tiny_seg import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -27,11 +28,13 @@ PAPER = {
 # Epochs, rate, and sides of training images.
 RECIPES = {"1x": (12, [8, 11], [[800, 1333]]), "3x": (36, [27, 33], [[side, 1333] for side in range(640, 801, 32)])}
 RATES = {"retinanet": 1e-4, "mask_rcnn": 2e-4, "faster_rcnn": 2e-4, "cascade_mask_rcnn": 1e-4}
+NEWER = tuple(f"{head}_cyclemlp_{variant}_fpn_1x_coco" for head in ("fcos", "solov2") for variant in ("b1", "b2"))
 
 
 def test_there_is_each_detector_in_each_size():
     expected = {f"{detector}_cyclemlp_{variant}_fpn_1x_coco" for detector in DETECTORS for variant in VARIANTS}
     expected |= {f"mask_rcnn_cyclemlp_{variant}_fpn_3x_coco" for variant in VARIANTS}
+    expected |= {*NEWER, *OF_CHECKOUTS}
     assert {path.stem for path in CONFIGS} == expected
 
 
@@ -133,6 +136,16 @@ def test_images_are_resized_as_the_schedule_says(tmp_path, schedule, sides):
     seen = in_process(training_sides, path, tmp_path)
     assert seen <= sides
     assert len(seen) >= min(3, len(sides))  # of 20 images
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_newer_heads_train_two_steps(tmp_path, name):
+    write_data(tmp_path / "data")
+    status, output = cyclemlp("det", "train", "-c", write_shipped(tmp_path / "data", name), cwd=tmp_path)
+    assert status == 0, output[-6000:]
+    losses = [float(loss) for loss in re.findall(r" loss: (\S+)", output)]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
 
 
 def test_base_parts_are_lists_of_files_that_exist():

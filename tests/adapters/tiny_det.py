@@ -23,6 +23,12 @@ from tests.adapters.tiny_seg import REPOSITORY
 NUM_CLASSES = 10
 SIZE = 64
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
+# Configurations of what the wheel has not, or, GFL, does not train on Paddle 3: tests/toolkits trains them.
+OF_CHECKOUTS = tuple(
+    f"{head}_coco".format(variant)
+    for head in ("gfl_cyclemlp_{}_fpn_1x", "dino_cyclemlp_{}_4scale_1x", "rtdetr_cyclemlp_{}_3x")
+    for variant in ("b1", "b2")
+)
 NORMALIZE = {"NormalizeImage": {"is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
 
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -128,3 +134,37 @@ def write_config(folder: Path, detector: str, **changes: Any) -> Path:
     path = folder / f"{detector}.yml"
     path.write_text(yaml.safe_dump(merge(config, changes)))
     return path
+
+
+def write_shipped(folder: Path, name: str, **changes: Any) -> Path:
+    """folder/NAME.yml: det_configs/NAME.yml with nothing changed but data, sizes of images, and what costs time."""
+    path = REPOSITORY / "det_configs" / f"{name}.yml"
+    reader: dict[str, Any] = {}
+    for part in yaml.safe_load(path.read_text())["_BASE_"]:
+        merge(reader, yaml.safe_load((path.parent / part).read_text()).get("TrainReader", {}))
+    config = {
+        "_BASE_": [str(path)],
+        "num_classes": NUM_CLASSES,
+        "use_gpu": False,
+        "save_dir": str(folder / "out"),
+        "worker_num": 0,
+        "log_iter": 1,
+        "epoch": 1,
+        "CycleMLP": {"pretrained": None},
+        "TrainDataset": dataset(folder, "train"),
+        "TrainReader": {**_small(reader), "batch_size": 2, "use_shared_memory": False},
+    }
+    path = folder / f"{name}.yml"
+    path.write_text(yaml.safe_dump(merge(config, changes)))
+    return path
+
+
+def _small(value: Any, sizes: bool = False) -> Any:
+    """A reader whose images have sides of SIZE."""
+    if isinstance(value, dict):
+        return {
+            key: _small(part, key in ("target_size", "short_side_sizes", "max_size")) for key, part in value.items()
+        }
+    if isinstance(value, list):
+        return [_small(part, sizes) for part in value]
+    return SIZE if sizes else value

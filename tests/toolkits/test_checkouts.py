@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +161,25 @@ def test_two_processes(case):
     assert done.returncode == 0, done.stderr[-2000:] + logs[0][-4000:] + logs[1][-4000:]
     assert "loss:" in logs[0]
     assert case.saved("two", "iter_2/model.pdparams" if case.is_seg else "model_final.pdparams").is_file()
+
+
+DETECTION = [root for root in ROOTS if (root / "ppdet").is_dir()]
+
+
+@pytest.mark.parametrize("root", DETECTION, ids=lambda root: root.name)
+@pytest.mark.parametrize("name", tiny_det.OF_CHECKOUTS)
+def test_shipped_configuration_takes_two_steps(tmp_path, name, root):
+    tiny_det.write_data(tmp_path / "data")
+    transformers = {
+        "dino": {"DINOTransformer": {"num_queries": 50}},
+        "rtdetr": {"RTDETRTransformer": {"num_queries": 50}},
+    }
+    config = tiny_det.write_shipped(tmp_path / "data", name, **transformers.get(name.partition("_")[0], {}))
+    done = cyclemlp("det", root / "tools/train.py", "-c", config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    losses = [float(loss) for loss in re.findall(r" loss: (\S+)", done.stdout + done.stderr)]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
 
 
 # What these checkouts meet without a repair: the model, the step, and the error.

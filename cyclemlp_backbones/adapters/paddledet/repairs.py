@@ -330,6 +330,22 @@ def _repair_few_anchors() -> None:
     atss_assigner.paddle = _Paddle(topk=topk)
 
 
+@REPAIRS.row(
+    "ttf_counts",
+    until=_NOT_MENDED,
+    needed=lambda: "return results, results.shape[0:1]" in inspect.getsource(layers.TTFBox._decode),
+)
+def _repair_ttf_counts() -> None:
+    """TTFBox (TTFNet) concatenates shapes, which are no tensors, a ValueError in evaluation."""
+    decode = layers.TTFBox._decode
+
+    def decode_with_count(self: layers.TTFBox, *args: Tensor) -> tuple[Tensor, Tensor]:
+        results, _ = decode(self, *args)
+        return results, paddle.shape(results)[0:1]
+
+    layers.TTFBox._decode = decode_with_count
+
+
 def _dataset_takes_any_annotations() -> bool:
     """Whether COCODataSet reads a box that lies outside its image."""
     document = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from paddle import nn
+from paddle import Tensor, nn
 
 from cyclemlp_backbones.adapters.launch import importing
 from cyclemlp_backbones.cyclenet import CycleNet
@@ -19,6 +19,29 @@ from cyclemlp_backbones.weights.formats import Layout
 with importing("PaddleSeg", "paddleseg", "seg"):
     from paddleseg.cvlibs import manager
     from paddleseg.optimizers.optimizer import AdamW
+
+
+class _Maps(list):
+    """Maps, high to low resolution, which MaskFormer reads by the names "res2" to "res5"; "res5" is the last."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(int(key[3:]) - 6 if isinstance(key, str) else key)
+
+
+class _Backbone(CycleNet):
+    """A CycleNet with what PaddleSeg's models read."""
+
+    @property
+    def feat_channels(self) -> list[int]:
+        return [spec.channels for spec in self.stage_specs]
+
+    def output_shape(self) -> dict[str, dict[str, int]]:
+        """Channels and stride of each map, by its name."""
+        specs = self.stage_specs
+        return {f"res{6 - len(specs) + i}": dict(vars(spec)) for i, spec in enumerate(specs)}
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return _Maps(self.forward_features(image))
 
 
 def _backbone(variant: str) -> Callable[..., CycleNet]:
@@ -43,7 +66,7 @@ def _backbone(variant: str) -> Callable[..., CycleNet]:
             pretrained=pretrained,
             layout=layout,
         )
-        backbone.feat_channels = [spec.channels for spec in backbone.stage_specs]  # what PaddleSeg's models read
+        backbone.__class__ = _Backbone
         return backbone
 
     build.__name__ = build.__qualname__ = f"CycleMLP_{variant.upper()}"

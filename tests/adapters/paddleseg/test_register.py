@@ -74,11 +74,23 @@ def test_another_component_of_our_name_is_refused():
 
 def test_backbone_is_the_one_network_with_what_paddleseg_reads():
     network = backbone(in_channels=4, out_indices=[1, 3], frozen_stages=0)
-    assert type(network) is CycleNet
+    assert isinstance(network, CycleNet)
     assert list(network.state_dict()) == list(build_backbone("b0", out_indices=(1, 3)).state_dict())
     maps = network(paddle.zeros([1, 4, 64, 96]))
     assert network.feat_channels == [x.shape[1] for x in maps] == [64, 256]
     assert network.patch_embed.proj.weight.stop_gradient
+
+
+def test_maskformer_reads_maps_by_the_names_of_their_shapes():
+    network = backbone(out_indices=[1, 2, 3])
+    assert network.output_shape() == {
+        "res3": {"channels": 64, "stride": 8},
+        "res4": {"channels": 160, "stride": 16},
+        "res5": {"channels": 256, "stride": 32},
+    }
+    maps = network(paddle.zeros([1, 3, 64, 96]))
+    assert [maps[name].shape[1] for name in network.output_shape()] == [x.shape[1] for x in maps] == [64, 160, 256]
+    assert maps["res5"] is maps[2]
 
 
 def test_backbone_takes_pretrained_weights(tmp_path):
