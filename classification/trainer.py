@@ -110,9 +110,7 @@ class Trainer:
             signal.signal(signal.SIGTERM, before)
 
     def _on_sigterm(self, *_: object) -> None:
-        self._sigterm = (
-            True  # and raises nothing, within whatever code of Paddle it came
-        )
+        self._sigterm = True  # and raises nothing, within whatever code of Paddle it came
 
     def _until_sigterm(self, batches: Iterable[Any]) -> Iterator[Any]:
         """An evaluation's batches; a run state of its step is there."""
