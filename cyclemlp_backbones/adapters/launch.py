@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cyclemlp_backbones.checks import check_launch_port
+
 _PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 """Packages that are not called as their modules are."""
 
 
 def _register(adapter: str) -> None:
+    check_launch_port()
     module = importlib.import_module(f"cyclemlp_backbones.adapters.{adapter}")
     getattr(module, f"register_{adapter}")(repair=True)
 
