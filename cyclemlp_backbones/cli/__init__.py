@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cyclemlp_backbones").setLevel(logging.INFO)  # not the root's: importing paddle may have set that
+    from cyclemlp_backbones.environment import import_paddle_without_home
+
+    import_paddle_without_home()
     module = importlib.import_module(f"cyclemlp_backbones.cli.{command.replace('-', '_')}")
     if os.environ.get("CYCLEMLP_TRACEBACK"):
         return module.main(rest)
