@@ -17,7 +17,7 @@ from classification.run_state import saved_steps
 from tests.attack.test_data import END, Pretraining, made, programs
 from tests.attack.test_kills import PaddleDetection, PaddleSeg
 from tests.classification.test_launch import launch
-from tests.classification.test_reliability import descendants, left_behind, parent_of
+from tests.classification.test_reliability import descendants, left_behind
 from tests.classification.test_trainer import log_rows
 from tests.classification.tiny import ROOT, arguments, environment, write_data
 
@@ -48,7 +48,7 @@ class Launch:
         return [self.process.pid, *descendants(self.process.pid)]
 
     def ranks(self) -> list[int]:
-        return [pid for pid in self.family()[1:] if parent_of(pid) == self.process.pid]
+        return list(map(int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()))
 
     def logs(self) -> list[str]:
         paths = [self.log / f"workerlog.{rank}" for rank in range(2)]
