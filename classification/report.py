@@ -25,15 +25,8 @@ from .distributed import World
 logger = logging.getLogger(__name__)
 
 _DISTRIBUTIONS = (
-    "cyclemlp-backbones",
-    "paddlepaddle",
-    "paddlepaddle-gpu",
-    "numpy",
-    "pillow",
-    "paddleclas",
-    "visualdl",
-    "wandb",
-)
+    "cyclemlp-backbones", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "paddleclas", "visualdl", "wandb"
+)  # fmt: skip
 _WRITERS = {
     "visualdl": ("visualdl", "LogWriter"),
     "tensorboard": ("tensorboardX", "SummaryWriter"),

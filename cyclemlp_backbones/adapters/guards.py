@@ -218,11 +218,11 @@ def _hand_error_over(iterator: Any, thread_loop: Any, following: Any) -> None:
     iterator._thread_loop, iterator.__next__ = loop, next_batch
 
 
-def workers_outlive_trainer() -> bool:
+def workers_stay() -> bool:
     return not hasattr(dataloader_iter._DataLoaderIterMultiProcess._init_workers, "__wrapped__")
 
 
-def end_workers_with_trainer() -> None:
+def end_workers() -> None:
     """Workers of a trainer that was killed wait for it for ever, and keep their shared memory."""
     start = dataloader_iter._DataLoaderIterMultiProcess._init_workers
 

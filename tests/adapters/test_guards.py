@@ -192,9 +192,9 @@ class Ones(paddle.io.Dataset):
         return np.ones(1000, "float32")
 
 if sys.argv[1] == "repaired":
-    assert guards.workers_outlive_trainer()
-    guards.end_workers_with_trainer()
-    assert not guards.workers_outlive_trainer()
+    assert guards.workers_stay()
+    guards.end_workers()
+    assert not guards.workers_stay()
 batches = iter(paddle.io.DataLoader(Ones(), batch_size=2, num_workers=2))
 next(batches)
 print(*(worker.pid for worker in batches._workers), flush=True)
