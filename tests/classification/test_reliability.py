@@ -104,6 +104,15 @@ def test_a_sigterm_while_the_processes_agree_is_not_forgotten(digits, tmp_path, 
     assert saved_steps(tmp_path / "checkpoints") == [2, 4]
 
 
+def test_a_sigterm_to_another_process_ends_the_evaluation_of_all(digits, tmp_path, monkeypatch):
+    """Else one leaves, and the others fail in waiting for its counts."""
+    monkeypatch.setattr(training.World, "sum", lambda self, values: np.asarray(values, float) + 1)
+    with pytest.raises(Terminated):
+        Trainer(tiny_config(digits, tmp_path, **RESUMED)).run()
+    assert saved_steps(tmp_path / "checkpoints")[-1] == 5
+    assert log_rows(tmp_path, "evaluation") == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
 def test_a_sigterm_to_a_worker_that_begins_does_not_end_the_run(digits, whole, tmp_path, monkeypatch):
     """Slurm sends it to all processes, at any moment."""
