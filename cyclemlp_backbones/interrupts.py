@@ -55,7 +55,7 @@ def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker:
         lock = _SHARED / f"cyclemlp_{os.getpid()}"
         with contextlib.suppress(OSError):
             fcntl.flock(os.open(lock, os.O_CREAT | os.O_NOFOLLOW, 0o600), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        multiprocessing.util.Finalize(None, lock.unlink, (True,), exitpriority=0)
+        multiprocessing.util.Finalize(None, _free, (lock,), exitpriority=0)  # what a trainer that fails has not read
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
         def watch() -> None:

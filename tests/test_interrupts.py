@@ -1,5 +1,6 @@
 """What killed processes that read data have left is freed; what belongs to living ones stays."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -42,3 +43,17 @@ def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path, monkeypatch):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert not (tmp_path / "made").exists()
+
+
+def read_ahead(folder):
+    interrupts.end_with_trainer(os.getppid(), None, 0)
+    (folder / f"paddle_{os.getpid()}_0_7").touch()
+
+
+def test_what_the_trainer_has_not_read_is_freed_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupts, "_SHARED", tmp_path)
+    worker = multiprocessing.get_context("fork").Process(target=read_ahead, args=(tmp_path,))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert os.listdir(tmp_path) == []
