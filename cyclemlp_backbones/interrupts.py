@@ -72,5 +72,6 @@ def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker:
 def _free(lock: Path) -> None:
     """Removes, of our own, the shared memory of the process whose lock this is, and the lock."""
     for file in (*_SHARED.glob(f"{lock.name.replace('cyclemlp', 'paddle')}_*"), lock):
-        if file.lstat().st_uid == os.getuid():
-            file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the trainer removes what it reads
+            if file.lstat().st_uid == os.getuid():
+                file.unlink()
