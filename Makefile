@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-heads test-paddlex docs lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-heads test-paddlex attack docs lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make test-toolkits   checkouts of PaddleSeg and PaddleDetection, by their own tools (TOOLKITS=DIR holds them or their archives)"
+	@echo "make attack       kills, full disks, changing data, launches, long runs (SHORT=1: a few of each)"
 	@echo "make test-heads   every model of those checkouts with CycleMLP as its backbone: docs/heads.md"
 	@echo "make test-paddlex   PaddleX's wheel with the checkouts, in an environment of its own (PADDLEX_ENV)"
 	@echo "make bench        every figure of docs/performance.md's first table, ten minutes and more; stores and shows them"
@@ -141,6 +142,10 @@ test-paddlex:
 	{ echo "PaddleX cannot be installed here. Make an environment where it can, Python 3.10 or 3.11 with what the" >&2; \
 	  echo "Makefile installs for test-paddlex, and name its folder: make test-paddlex PADDLEX_ENV=DIR" >&2; exit 1; }
 	$(CHECKOUTS) $(PADDLEX_ENV)/bin/python -m pytest tests/paddlex
+
+# Writes the table of docs/reliability.md; SHORT=1 runs what .ci/run does, and writes nothing.
+attack: .venv/installed
+	CYCLEMLP_ATTACK=$(if $(SHORT),short,long) .venv/bin/python -m pytest tests/attack $(if $(SHORT),-m 'not long',--write-table docs/reliability.md)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

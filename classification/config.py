@@ -151,6 +151,7 @@ class RunConfig:
     `evaluate_every`: epochs. `keep`: run states besides the best. `resume`: None, "auto" (the newest whole one in
     `output`) or a run state's path.
     `skip_nonfinite`: steps with a loss that is not finite that may be skipped before the run stops.
+    `wandb`: Weights & Biases, whose own WANDB_MODE, WANDB_PROJECT … say where to.
     `distributed`: False refuses to be one of several processes.
     """
 
@@ -165,6 +166,7 @@ class RunConfig:
     skip_nonfinite: int = 0
     visualdl: bool = False
     tensorboard: bool = False
+    wandb: bool = False
     distributed: bool = True
 
 

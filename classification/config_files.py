@@ -22,7 +22,7 @@ SHIPPED = Path(__file__).resolve().parent / "configs"
 RESUMABLE = (
     *(
         f"run.{key}"
-        for key in ("resume", "output", "log_every", "save_every", "keep", "visualdl", "tensorboard", "device")
+        for key in ("resume", "output", "log_every", "save_every", "keep", "visualdl", "tensorboard", "wandb", "device")
     ),
     *(f"data.{key}" for key in ("train_images", "val_images", "val_list", "workers", "eval_batch_size", "crop_pct")),
     *("data.train_list", "data.class_map"),  # where names and labels come from; these are compared themselves

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import re
-import signal
-import sys
-import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle.base import core
 
+from cyclemlp_backbones.interrupts import end_with_trainer, starting_workers
 from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
 from .augment import EvalTransform, TrainTransform
@@ -32,7 +28,6 @@ NO_PICTURE = 2
 _TRIES = 100
 _LABELLED = re.compile(r"(.*\S)[ \t]+([0-9]+)", re.S)
 _LABELLED_NAME = re.compile(r"\.\w+[ \t]+[0-9]+$")
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -236,39 +231,14 @@ def eval_loader(
 
 def _loader(dataset: paddle.io.Dataset, batches: _Batches, workers: int) -> paddle.io.DataLoader:
     workers = min(workers, max(1, len(batches)))
-    init = functools.partial(_end_with_trainer, os.getpid())
+    init = functools.partial(end_with_trainer, os.getpid(), None)
     return _Loader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=init)
 
 
 class _Loader(paddle.io.DataLoader):
     def __iter__(self) -> Any:
-        """Starts the workers with SIGTERM held back, which would end one that has not come to `_end_with_trainer`."""
-        if sys.platform != "linux":
+        with starting_workers():
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_trainer(trainer: int, _: int) -> None:
-    """Has this worker end, and free its shared memory, when the process `trainer` is gone, however it ended.
-
-    Paddle's own watch over that sleeps within the wait for the next indices. A SIGTERM by others than the trainer, as
-    Slurm's to all processes, is left to the trainer, which takes the step that it is at to its end.
-    """
-    if sys.platform != "linux":  # no other system tells
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    def watch() -> None:
-        while os.getppid() == trainer and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-            pass
-        core._cleanup_mmap_fds()  # type: ignore[attr-defined]
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class BrokenImages:

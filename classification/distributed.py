@@ -11,6 +11,8 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
+from cyclemlp_backbones.checks import check_launch_port
+
 
 @dataclass(frozen=True)
 class World:
@@ -64,6 +66,7 @@ def join(device: str = "auto", *, distributed: bool = True) -> World:
         paddle.set_device("cpu")
     if processes == 1:
         return World()
+    check_launch_port()
     dist.init_parallel_env()
     return World(dist.get_rank(), dist.get_world_size())
 

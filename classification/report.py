@@ -10,7 +10,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,19 @@ from .distributed import World
 
 logger = logging.getLogger(__name__)
 
-_DISTRIBUTIONS = ("cyclemlp-backbones", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "paddleclas", "visualdl")
-_WRITERS = {"visualdl": ("visualdl", "LogWriter"), "tensorboard": ("tensorboardX", "SummaryWriter")}
+_DISTRIBUTIONS = (
+    "cyclemlp-backbones", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "paddleclas", "visualdl", "wandb"
+)  # fmt: skip
+_WRITERS = {
+    "visualdl": ("visualdl", "LogWriter"),
+    "tensorboard": ("tensorboardX", "SummaryWriter"),
+    "wandb": ("wandb", "init"),
+}
 
 
 class RunLog:
-    """`log.jsonl`, one JSON object a line with its `event`, and the same numbers in VisualDL and TensorBoard where
-    `run` asks for them. Processes other than the first write nothing."""
+    """`log.jsonl`, one JSON object a line with its `event`, and the same numbers in VisualDL, TensorBoard and Weights
+    & Biases where `run` asks for them. Processes other than the first write nothing."""
 
     def __init__(self, folder: Path, *, enabled: bool, run: RunConfig = RunConfig()):  # noqa: B008  it is frozen
         self.path = folder / "log.jsonl"
@@ -38,14 +44,18 @@ class RunLog:
         if enabled and self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n"):
             with self.path.open("ab") as file:
                 file.write(b"\n")  # a line that a kill cut short ends, so that the next one stands by itself
-        self._writers: list[Any] = []
+        self._add: list[Callable[[str, float, int], object]] = []
         for key, (package, kind) in _WRITERS.items():
             if enabled and getattr(run, key):
                 try:
-                    writer = getattr(importlib.import_module(package), kind)
+                    start = getattr(importlib.import_module(package), kind)
                 except ImportError as error:
                     raise ImportError(f"run.{key} is true: pip install {package}, or set it to false") from error
-                self._writers.append(writer(logdir=str(folder / key)))
+                if key == "wandb":  # a resumed run is another one of the same group
+                    self._wandb = start(dir=str(folder), group=folder.name)
+                    self._add.append(lambda name, value, step: self._wandb.log({name: value}, step=step))
+                else:
+                    self._add.append(start(logdir=str(folder / key)).add_scalar)
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
         if not self.enabled:
@@ -53,9 +63,9 @@ class RunLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
         for name, value in values.items() if "step" in values else ():
-            for writer in self._writers:
+            for add in self._add:
                 if isinstance(value, (int, float)) and name != "step":
-                    writer.add_scalar(f"{event}/{name}", value, int(values["step"]))
+                    add(f"{event}/{name}", value, int(values["step"]))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

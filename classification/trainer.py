@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,6 @@ class Trainer:
 
     def _on_sigterm(self, *_: object) -> None:
         self._sigterm = True  # and raises nothing, within whatever code of Paddle it came
-
-    def _until_sigterm(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """An evaluation's batches; a run state of its step is there."""
-        for batch in batches:
-            if self._sigterm:
-                raise Terminated
-            yield batch
 
     def _train(self, stop_at: int | None) -> dict[str, Any]:
         config, plan = self.config, self.plan
@@ -280,8 +274,11 @@ class Trainer:
             return
 
         def run() -> Evaluation:
-            batches = self._until_sigterm(eval_batches(samples, self.config, self.world))
-            return evaluate(self.model, batches, self.world, autocast=self.precision.autocast)
+            batches = itertools.takewhile(lambda _: not self._sigterm, eval_batches(samples, self.config, self.world))
+            result = evaluate(self.model, batches, self.world, autocast=self.precision.autocast)
+            if self.world.sum(np.array(self._sigterm)) > 0:  # of any process; a run state of this step is there
+                raise Terminated
+            return result
 
         results = {"model": run()}
         if self.average is not None:

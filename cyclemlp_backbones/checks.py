@@ -9,7 +9,9 @@ import argparse
 import dataclasses
 import difflib
 import numbers
+import os
 import re
+import socket
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -172,3 +174,18 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
     if type(value) is not hint:
         raise ValueError(f"{key} is {value!r}; it takes {_TAKES[hint]}")
     return value
+
+
+def check_launch_port() -> None:
+    """OSError where the port is in use that the first of several processes opens: Paddle aborts there."""
+    given = os.environ
+    if given.get("PADDLE_TRAINER_ID") != "0" or int(given.get("PADDLE_TRAINERS_NUM", "1")) == 1:
+        return
+    address = given.get("MASTER_PORT") or given.get("PADDLE_MASTER") or given["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+    port = int(address.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise OSError(
+            f"port {port} of this launch ({address}): {os.strerror(error.errno or 0)}; give another, or none"
+        ) from error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 _OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 PACKAGES = (
@@ -166,3 +170,20 @@ def findings(versions: Mapping[str, str]) -> Iterator[Finding]:
             "OMP_NUM_THREADS is not set: on a CPU, Paddle computes with one thread",
             f"export OMP_NUM_THREADS={os.cpu_count() or 1}; on an AMD processor also MKL_DEBUG_CPU_TYPE=5",
         )
+
+
+def import_paddle_without_home() -> None:
+    """Where nothing can be written into the home folder. Importing Paddle makes a folder there, or fails: it gets
+    another home for that time."""
+    cache = Path("~/.cache/paddle/dataset").expanduser()
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    try:
+        if there != cache:
+            tempfile.TemporaryFile(dir=there).close()
+    except OSError:
+        home = os.environ.pop("HOME", None)
+        with tempfile.TemporaryDirectory() as os.environ["HOME"], contextlib.suppress(ImportError):
+            importlib.import_module("paddle")
+        del os.environ["HOME"]
+        if home is not None:
+            os.environ["HOME"] = home

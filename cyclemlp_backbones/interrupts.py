@@ -1,8 +1,77 @@
-"""How an interrupted training is known. Standard library only."""
+"""How an interrupted training is known, and how the processes that read its data end with it. Standard library only."""
 
 from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_SHARED = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1
 
 
 def is_interrupt(error: BaseException) -> bool:
     """Also of an interrupt that came within the backward of a PyLayer: Paddle makes an error of its own of that."""
     return isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt:" in str(error)
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Around the start of processes that call `end_with_trainer`: frees the shared memory of those that were killed,
+    and holds back SIGTERM, which would end one that has not come to the call."""
+    if sys.platform != "linux":
+        yield
+        return
+    import fcntl
+
+    for lock in _SHARED.glob("cyclemlp_*"):
+        with contextlib.suppress(OSError), lock.open() as file:  # another user's, or its process lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _free(lock)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker: int) -> None:
+    """Has this process, after `init(worker)`, end and free its shared memory when the process `trainer` is gone,
+    however it ended.
+
+    Paddle's own watch over that sleeps within the wait for the next indices. A SIGTERM by others than the trainer, as
+    Slurm's to all processes, is left to the trainer, which takes the step that it is at to its end.
+    """
+    if sys.platform == "linux":  # no other system tells
+        import fcntl
+
+        # The lock tells that this process lives; its number does not to those in another container.
+        lock = _SHARED / f"cyclemlp_{os.getpid()}"
+        with contextlib.suppress(OSError):
+            fcntl.flock(os.open(lock, os.O_CREAT | os.O_NOFOLLOW, 0o600), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        multiprocessing.util.Finalize(None, _free, (lock,), exitpriority=0)  # what a trainer that fails has not read
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+        def watch() -> None:
+            while os.getppid() == trainer and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+                pass
+            _free(lock)
+            os._exit(0)
+
+        threading.Thread(target=watch, daemon=True).start()
+    if init:
+        init(worker)
+
+
+def _free(lock: Path) -> None:
+    """Removes, of our own, the shared memory of the process whose lock this is, and the lock."""
+    for file in (*_SHARED.glob(f"{lock.name.replace('cyclemlp', 'paddle')}_*"), lock):
+        with contextlib.suppress(FileNotFoundError):  # the trainer removes what it reads
+            if file.lstat().st_uid == os.getuid():
+                file.unlink()

@@ -18,6 +18,7 @@ import yaml
 from paddle.io.dataloader import dataloader_iter
 
 from cyclemlp_backbones.datasets.samples import SampleError, checked_sample
+from cyclemlp_backbones.interrupts import end_with_trainer, starting_workers
 from cyclemlp_backbones.weights.arrays import NAMES
 from cyclemlp_backbones.weights.pickles import CheckpointError, PickleReader
 
@@ -155,3 +156,20 @@ def _hand_error_over(iterator: Any, thread_loop: Any, following: Any) -> None:
             raise SampleError(f"{message}; `cyclemlp data check --config FILE` lists all such samples") from error
 
     iterator._thread_loop, iterator.__next__ = loop, next_batch
+
+
+def workers_stay() -> bool:
+    return not hasattr(dataloader_iter._DataLoaderIterMultiProcess._init_workers, "__wrapped__")
+
+
+def end_workers() -> None:
+    """Workers of a trainer that was killed wait for it for ever, and keep their shared memory."""
+    start = dataloader_iter._DataLoaderIterMultiProcess._init_workers
+
+    @functools.wraps(start)
+    def start_workers(self: Any) -> None:
+        self._worker_init_fn = functools.partial(end_with_trainer, os.getpid(), self._worker_init_fn)
+        with starting_workers():
+            start(self)
+
+    dataloader_iter._DataLoaderIterMultiProcess._init_workers = start_workers

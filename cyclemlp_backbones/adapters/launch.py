@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cyclemlp_backbones.checks import check_launch_port
+
 LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
 """The file that paddle.distributed.launch runs: it takes a file, no module."""
 
@@ -22,6 +24,7 @@ _PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "skimage": "scikit-image",
 
 
 def _register(adapter: str) -> None:
+    check_launch_port()
     module = importlib.import_module(f"cyclemlp_backbones.adapters.{adapter}")
     getattr(module, f"register_{adapter}")(repair=True)
 

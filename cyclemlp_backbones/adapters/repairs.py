@@ -62,6 +62,7 @@ class Repairs:
             Repair("yaml_code", "not mended upstream", guards.yaml_runs_code, guards.refuse_yaml_code),
             Repair("pickle_code", "not mended upstream", guards.load_runs_code, guards.check_before_load),
             Repair("lost_errors", "not mended in Paddle 3.3", guards.loader_waits_for_ever, guards.end_on_error),
+            Repair("lost_workers", "not mended in Paddle 3.3", guards.workers_stay, guards.end_workers),
         ]
     )
 

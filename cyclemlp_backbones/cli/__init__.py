@@ -92,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cyclemlp_backbones").setLevel(logging.INFO)  # not the root's: importing paddle may have set that
     warnings.filterwarnings("ignore", "No ccache found")  # Paddle's, at every import
+    from cyclemlp_backbones.environment import import_paddle_without_home
+
+    import_paddle_without_home()
     module = importlib.import_module(f"cyclemlp_backbones.cli.{command.replace('-', '_')}")
     try:
         status = module.main(rest)

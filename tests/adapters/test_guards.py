@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import paddle
@@ -13,6 +17,7 @@ from cyclemlp_backbones.adapters import guards
 from cyclemlp_backbones.adapters.guards import SampleError
 from cyclemlp_backbones.weights.pickles import CheckpointError
 from tests.adapters import tiny_det, tiny_seg
+from tests.classification.test_reliability import left_behind
 
 SCRIPT = {
     "det": "import sys\nfrom ppdet.core.workspace import load_config\nload_config(sys.argv[2])\n",
@@ -172,3 +177,47 @@ def test_masks_of_16_bits_keep_their_labels(tmp_path):
         else:
             label = paddle.to_tensor(samples[0]["label"])
             assert label.astype("int64").tolist() == [labels]
+
+
+READ = """
+import sys, time
+import numpy as np, paddle
+from cyclemlp_backbones.adapters import guards
+
+class Ones(paddle.io.Dataset):
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return np.ones(1000, "float32")
+
+if sys.argv[1] == "repaired":
+    assert guards.workers_stay()
+    guards.end_workers()
+    assert not guards.workers_stay()
+batches = iter(paddle.io.DataLoader(Ones(), batch_size=2, num_workers=2))
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_workers_end_when_their_trainer_is_killed(tmp_path):
+    """Without the repair they, and their shared memory, stay for ever."""
+    script = tmp_path / "read.py"
+    script.write_text(READ)
+    for repaired in (True, False):
+        command = [sys.executable, script, "repaired" if repaired else "not"]
+        environment = {**os.environ, "PYTHONPATH": str(tiny_seg.REPOSITORY)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as trainer:
+            workers = [int(pid) for pid in trainer.stdout.readline().split()]
+            trainer.kill()
+        assert len(workers) == 2
+        running, files = left_behind(workers, limit=10 if repaired else 2)
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+        for file in files:
+            file.unlink()
+        assert (running, files) == ([], []) if repaired else running == workers

@@ -11,9 +11,11 @@ import sys
 import numpy as np
 import pytest
 
+from classification import distributed
 from classification.report import read_log
 from classification.trainer import Trainer
 from cyclemlp_backbones import read_checkpoint as weights
+from cyclemlp_backbones.adapters.launch import run_action
 from tests.classification.tiny import ROOT, arguments, environment, run_python, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -119,3 +121,18 @@ def test_two_processes_that_both_fail_end(digits, tmp_path):
         assert run.wait(timeout=120) != 0
     logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
     assert any("classification train: error: unknown teacher 'RegNetX_4GF'" in log for log in logs), logs
+
+
+def test_a_port_in_use_is_told(monkeypatch):
+    """Paddle's first process would abort, without a word of it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        rank = {"PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "0", "PADDLE_MASTER": f"127.0.0.1:{port}"}
+        for name, value in rank.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(distributed.dist, "init_parallel_env", lambda: pytest.fail("would abort"))
+        for joins in (distributed.join, lambda device: run_action("paddleseg", "train", None)):
+            with pytest.raises(OSError, match=f"port {port} of this launch .*: Address already in use; give another"):
+                joins("cpu")

@@ -97,6 +97,31 @@ def test_other_loggers_get_the_numbers_of_the_log(monkeypatch, tmp_path, key, pa
         RunLog(tmp_path, enabled=True, run=run)
 
 
+def test_weights_and_biases_gets_the_numbers_of_the_log(monkeypatch, tmp_path):
+    written = []
+
+    def init(*, dir, group):
+        written.append((dir, group))
+        return types.SimpleNamespace(log=lambda values, step: written.append((values, step)))
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    RunLog(tmp_path, enabled=True, run=RunConfig(wandb=True)).write("train", {"step": 7, "loss": 0.5})
+    assert written == [(str(tmp_path), tmp_path.name), ({"train/loss": 0.5}, 7)]
+
+
+def test_weights_and_biases_itself_takes_them_offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb = pytest.importorskip("wandb")
+    log = RunLog(tmp_path, enabled=True, run=RunConfig(wandb=True))
+    for step in (7, 8, 9):  # a step is told once the next one begins
+        log.write("train", {"step": step, "loss": 1 / step})
+        log.write("evaluation", {"step": step, "top1": 2 * step})
+    summary = dict(wandb.run.summary)
+    wandb.finish()
+    assert (summary["train/loss"], summary["evaluation/top1"]) == (1 / 8, 16)
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps({"event": "train", "step": 1}) + '\n{"event": "tr')

@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cyclemlp_backbones.environment import conflicts
+from tests.adapters.tiny_seg import python
 
 pytestmark = pytest.mark.slow
 
@@ -140,3 +143,16 @@ def test_the_environment_of_the_tests_is_sound():
     )
     assert done.returncode == 0, done.stdout
     assert "paddlepaddle" in done.stdout
+
+
+def test_commands_need_no_home_to_write_into(tmp_path):
+    """Importing Paddle makes a folder there, or fails. Not even root can make one below /proc, or below a file."""
+    (tmp_path / "file").touch()
+    save_file({"weight": np.ones(3, "float32")}, tmp_path / "some.safetensors")
+    for home in ("/proc", str(tmp_path / "file" / "home")):
+        run = python(
+            "-m", "cyclemlp_backbones", "convert", "some.safetensors", "other.safetensors", cwd=tmp_path, HOME=home
+        )
+        assert "error: some.safetensors: not the weights of a CycleMLP" in run.stderr
+        home_kept = "import os; from cyclemlp_backbones import cli; cli.main(['variants']); print(os.environ['HOME'])"
+        assert python("-c", home_kept, cwd=tmp_path, HOME=home).stdout.splitlines()[-1] == home

@@ -17,10 +17,6 @@ results: dict = {}
 repairs: dict = {}
 
 
-def pytest_addoption(parser):
-    parser.addoption("--write-table", metavar="FILE", help="write what ran into this page's table")
-
-
 def pytest_runtest_logreport(report):
     match = re.search(r"::test_(\w+)\[(.+)-(\w+)\]$", report.nodeid)
     if match and match[1] in STEPS and (report.when == "call" or report.failed):

@@ -199,7 +199,10 @@ def test_without_the_repair_adamwdl_knows_no_decay_of_ours(tmp_path):
 def test_unknown_repair_is_refused_by_name(folder):
     status, output = run(folder, "retinanet", "train", CYCLEMLP_PADDLEDET_REPAIRS_OFF="text_size,concat")
     assert status == 1
-    assert "names 'concat'; the repairs are zlib_order, yaml_code, pickle_code, lost_errors, concat_scalars" in output
+    assert (
+        "names 'concat'; the repairs are zlib_order, yaml_code, pickle_code, lost_errors, lost_workers, concat_scalars"
+        in output
+    )
 
 
 def original_and_repaired(name, use):
