@@ -5,13 +5,14 @@ import re
 import numpy as np
 import paddle
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paddle.vision.ops import deform_conv2d
 
 from cyclemlp_backbones import CycleFC, cycle_offsets
 from cyclemlp_backbones.cyclenet import CycleBlock
 from cyclemlp_backbones.fast_cpu import accelerate
+from tests.properties import examples
 from tests.reference import GOLDEN, random_state, reference_parameter, relative_error
 
 GOLDEN_LAYERS = np.load(GOLDEN / "cyclefc.npz")
@@ -47,7 +48,7 @@ def test_layer_and_its_gradients_equal_the_golden_values(key, form):
         assert relative_error(value.numpy(), GOLDEN_LAYERS[f"{key}/{name}"]) <= 1e-5, name
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples
 @given(
     length=st.integers(1, 9),
     vertical=st.booleans(),
@@ -71,6 +72,20 @@ def test_layer_equals_deform_conv2d(length, vertical, batch, channels, height, w
     )
     for form in (layer, accelerate(layer)):
         np.testing.assert_allclose(form(x).numpy(), expected.transpose([0, 2, 3, 1]).numpy(), atol=1e-6)
+
+
+@examples
+@given(channels=st.integers(1, 700), length=st.integers(1, 40), vertical=st.booleans())
+def test_each_channel_has_the_offset_of_its_residue_nearest_to_the_middle(channels, length, vertical):
+    """d(i) = i modulo K, and -K // 2 <= d(i) < K - K // 2: there is one such number."""
+    offsets = cycle_offsets(channels, (length, 1) if vertical else (1, length))
+    along, across = offsets.T if vertical else offsets.T[::-1]
+    assert offsets.shape == (channels, 2)
+    assert offsets.dtype == np.int64
+    assert not across.any()
+    assert not ((along - np.arange(channels)) % length).any()
+    assert (-(length // 2) <= along).all()
+    assert (along < length - length // 2).all()
 
 
 @pytest.mark.parametrize(
