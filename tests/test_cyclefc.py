@@ -175,8 +175,18 @@ def test_a_misshapen_input_is_refused():
         layer(paddle.zeros([2, 5, 6, 3]))
     with pytest.raises(ValueError, match=r"\[2, 5, 4\]"):
         layer(paddle.zeros([2, 5, 4]))
-    with pytest.raises(ValueError, match="in_channels is 0"):
-        CycleFC(0, 4, (1, 3))
+
+
+def test_a_layer_tells_its_sizes():
+    layer = CycleFC(4, 6, (3, 1), bias=False)
+    assert (layer.in_channels, layer.out_channels, layer.kernel_size) == (4, 6, (3, 1))
+    assert repr(layer) == "CycleFC(4, 6, kernel_size=(3, 1), bias=False)"
+    assert repr(accelerate(CycleFC(4, 6, (1, 5)))) == "FastCycleFC(4, 6, kernel_size=(1, 5), bias=True)"
+    for sizes, message in (((0, 4), "in_channels is 0"), ((4, 0), "out_channels is 0")):
+        with pytest.raises(ValueError, match=f"{message}; it takes an integer of at least 1"):
+            CycleFC(*sizes, (1, 3))
+    with pytest.raises(ValueError, match=r"^channels is 0"):
+        cycle_offsets(0, (1, 3))
 
 
 def test_initialisation():
