@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits mutants lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make test-toolkits   checkouts of PaddleSeg and PaddleDetection, by their own tools (TOOLKITS=DIR holds them or their archives)"
+	@echo "make mutants      which changes of the code no test notices (MODULE=losses: of one; EVERY=4: each fourth change)"
 	@echo "make bench        every figure of the README's table of speed, ten minutes and more; stores and shows them"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
@@ -115,6 +116,11 @@ test-toolkits: .venv/installed
 	done
 	CYCLEMLP_TOOLKITS=$(if $(wildcard $(TOOLKITS)/*.tar.gz),$(TOOLKITS_CACHE),$(TOOLKITS)) \
 		.venv/bin/python -m pytest tests/toolkits $(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
+
+EVERY ?= 1
+
+mutants: .venv/installed
+	.venv/bin/python -m tests.mutants $(MODULE) --every $(EVERY)
 
 lint: .venv/installed
 	.venv/bin/ruff check .
