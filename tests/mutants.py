@@ -32,6 +32,7 @@ REASONS = ROOT / "tests" / "mutants.yml"
 FIGURES = ROOT / "docs" / "results" / "mutants.json"
 NETWORK = [
     *("tests/test_cyclefc.py", "tests/test_numerics.py", "tests/test_cyclenet.py"),
+    "tests/test_fast_cpu.py::test_fast_form_equals_the_plain_one",
     *("-k", "not b5 and not b4 and not b3 and not memory and not to_static_equals"),
 ]
 WEIGHTS = [
@@ -75,7 +76,7 @@ def places(tree: ast.Module) -> Iterator[tuple[ast.AST, str, Any, int, str]]:
                     continue
                 if isinstance(child, ast.Expr) and _is_text(child.value):
                     continue  # a docstring
-                own = child if isinstance(child, ast.stmt) else statement
+                own = child if isinstance(child, (ast.stmt, ast.match_case)) else statement
                 inside = function
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and name == "body":
                     inside = f"{function}.{node.name}".lstrip(".")
@@ -146,7 +147,8 @@ def mutants(source: str) -> Iterator[dict[str, Any]]:
             what = f"{function or 'module'}: {_shortened(before, after)}"
             seen[what] = seen.get(what, 0) + 1
             name = what if seen[what] == 1 else f"{what} ({seen[what]})"
-            lines = range(statement.lineno, _end_of_head(statement) + 1) if _is_in_body(function, tree) else None
+            first = getattr(statement, "pattern", statement).lineno
+            lines = range(first, _end_of_head(statement) + 1) if _is_in_body(function, tree) else None
             yield {"name": name, "lines": lines, "source": text}
 
 
@@ -159,10 +161,13 @@ def _is_in_body(function: str, tree: ast.Module) -> bool:
 
 
 def _end_of_head(statement: Any) -> int:
-    body = getattr(statement, "body", None) or getattr(statement, "cases", None)
-    first = body[0] if body else None
-    first = first.pattern if isinstance(first, ast.match_case) else first
-    return statement.end_lineno if first is None else max(statement.lineno, first.lineno - 1)
+    """The last line of a statement without those within it."""
+    if isinstance(statement, ast.match_case):
+        return statement.pattern.end_lineno or statement.pattern.lineno
+    inner = getattr(statement, "cases", None) or getattr(statement, "body", None)
+    if not inner:
+        return statement.end_lineno
+    return max(statement.lineno, getattr(inner[0], "pattern", inner[0]).lineno - 1)
 
 
 def _head(node: Any) -> str:

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyclemlp_backbones.weights.arrays import NAMES, StoredArray
-from cyclemlp_backbones.weights.pickles import BUDGET, LONG_TEXT, CheckpointError, PickleReader, listed, printable
+from cyclemlp_backbones.weights.pickles import (
+    BUDGET,
+    LONG_TEXT,
+    CheckpointError,
+    Inert,
+    PickleReader,
+    listed,
+    printable,
+)
 from tests.properties import examples
 from tests.weights.pickles import integer, name, text
 
@@ -70,11 +78,24 @@ def test_protocol_2_reads_as_python_reads_it(tree):
         (b"\x80\x02K\x05r\x01\x01\x00\x000j\x01\x01\x00\x00.", "5"),  # LONG_BINPUT, LONG_BINGET
         (b"\x80\x04K\x05\x940K\x06\x940h\x00h\x01\x86.", "(5, 6)"),  # MEMOIZE counts
         (b"\x80\x02U\x02\xe9a.", "'éa'"),  # SHORT_BINSTRING
+        (b"\x80\x04\x8d\x03" + bytes(7) + b"\xc3\xa9a.", "'éa'"),  # BINUNICODE8
         (b"\x80\x05G?\xf8\x00\x00\x00\x00\x00\x00.", "1.5"),  # BINFLOAT
     ],
 )
 def test_opcodes_do_what_pythons_do(content, expected):
     assert repr(read(content)) == expected
+
+
+@pytest.mark.parametrize("start", [b"B\x02" + bytes(3), b"C\x02", b"\x8e\x02" + bytes(7), b"\x96\x02" + bytes(7)])
+def test_bytes_of_every_kind_stay_in_the_file(start):
+    value = read(b"\x80\x05" + start + b"\x00\xff.")
+    assert isinstance(value, memoryview)
+    assert bytes(value) == b"\x00\xff"
+
+
+@pytest.mark.parametrize("content", [b"\x8f(K\x01\x90", b"(K\x01\x91"])
+def test_sets_are_dropped(content):
+    assert isinstance(read(b"\x80\x04" + content + b"."), Inert)
 
 
 def test_several_pickles_lie_behind_each_other():
