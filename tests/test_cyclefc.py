@@ -201,6 +201,7 @@ def test_initialisation():
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_expectation():
     paddle.seed(0)
     block = CycleBlock(4, 2.0, drop_path_rate=0.25)
+    assert not block.use_recompute
     x = paddle.randn([4000, 2, 2, 4])
     branch = block.attn(block.norm1(x)).numpy()
     factor = block.draw(x)
@@ -209,5 +210,6 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_expectation():
     assert abs(dropped.mean() - 0.25) < 0.03
     assert (y[dropped] == x.numpy()[dropped]).all()
     np.testing.assert_allclose(y[~dropped], (x.numpy() + branch / 0.75)[~dropped], atol=1e-5)
+    assert CycleBlock(4, 2.0).draw(x) is None  # no random numbers where nothing is dropped
     block.eval()
     assert block.draw(x) is None

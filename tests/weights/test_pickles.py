@@ -98,6 +98,12 @@ def test_sets_are_dropped(content):
     assert isinstance(read(b"\x80\x04" + content + b"."), Inert)
 
 
+@pytest.mark.parametrize("pair", [b"\x8c\x05numpyK\x01", b"K\x01\x8c\x05dtype"])
+def test_a_name_is_two_texts(pair):
+    with pytest.raises(CheckpointError, match="names something by what is no text; the file is damaged"):
+        read(b"\x80\x04" + pair + b"\x93.")
+
+
 def test_several_pickles_lie_behind_each_other():
     reader = PickleReader(memoryview(pickle.dumps([1]) + pickle.dumps({"a": 2}) + b"rest"), {})
     assert [reader.read(), reader.read(), bytes(reader.take(4))] == [[1], {"a": 2}, b"rest"]
