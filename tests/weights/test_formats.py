@@ -22,8 +22,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cyclemlp_backbones import CheckpointError, read_checkpoint
+from cyclemlp_backbones.weights import formats
 from cyclemlp_backbones.weights import pickles as checkpoint_pickle
-from cyclemlp_backbones.weights.formats import WRAPPERS, read_checkpoint_file, write_checkpoint
+from cyclemlp_backbones.weights.formats import read_checkpoint_file, write_checkpoint
 from tests.reference import GOLDEN, reference_parameter
 from tests.weights import pickles
 
@@ -233,8 +234,13 @@ def test_safetensors_read_equal_and_tell_the_layout_only_if_we_wrote_them(tmp_pa
     np.testing.assert_array_equal(read_checkpoint(path)["a"], np.array([1.5, -2.0], np.float32))
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+WRAPPERS = (
+    "model state_dict model_state_dict model_state net module params weights model_ema state_dict_ema ema params_ema"
+)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.split())
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "_orig_mod.model."])
 def test_wrappers_and_shared_prefixes_are_removed(tmp_path, wrapper, prefix):
     content = {
         "epoch": 3,
@@ -560,6 +566,14 @@ def test_a_missing_file_is_an_error_of_both_kinds(tmp_path):
             read_checkpoint(tmp_path / "missing.pth")
     with pytest.raises(CheckpointError, match="folder"):
         read_checkpoint(tmp_path)
+
+
+def test_a_lack_of_memory_is_told(tmp_path, monkeypatch):
+    def without_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(formats, "_read", without_memory)
+    refused(tmp_path / "x.pth", b"x", "reading it takes more memory than there is")
 
 
 @pytest.fixture(scope="module")
