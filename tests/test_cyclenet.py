@@ -181,8 +181,8 @@ def test_wrong_out_indices_are_refused(out_indices):
     ("arguments", "message"),
     [
         ({"depths": (1, 1, 1)}, r"depths is \(1, 1, 1\).*4 integers"),
-        ({"embed_dims": (8, 16, 24, 0)}, "embed_dims"),
-        ({"mlp_ratios": (4, 4, -1, 4)}, "mlp_ratios"),
+        ({"embed_dims": (8, 16, 24, 0)}, r"embed_dims is \(8"),
+        ({"mlp_ratios": (4, 4, -1, 4)}, r"mlp_ratios is \(4"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate is 1\.0"),
         ({"drop_path_rate": float("nan")}, "drop_path_rate is nan"),
         ({"frozen_stages": 5}, "frozen_stages is 5.*from -1 to 4"),

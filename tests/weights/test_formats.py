@@ -254,6 +254,16 @@ def test_wrappers_and_shared_prefixes_are_removed(tmp_path, wrapper, prefix):
 def test_a_prefix_of_some_names_only_stays(tmp_path):
     (tmp_path / "x.pdparams").write_bytes(pickle.dumps({"backbone.a": RANGE, "head.a": RANGE}))
     assert list(read_checkpoint(tmp_path / "x.pdparams")) == ["backbone.a", "head.a"]
+    (tmp_path / "x.pdparams").write_bytes(pickle.dumps({"X.a": RANGE, "X.b": RANGE}))
+    assert list(read_checkpoint(tmp_path / "x.pdparams")) == ["X.a", "X.b"]
+
+
+def test_the_wrapper_that_is_read_is_told_where_there_are_others(tmp_path, caplog):
+    caplog.set_level("INFO")
+    content = {"ema": {"a": RANGE}, "state_dict": {"a": RANGE + 1}, "optimizer": {}}
+    (tmp_path / "x.pdparams").write_bytes(pickle.dumps(content))
+    assert (read_checkpoint(tmp_path / "x.pdparams")["a"] == RANGE + 1).all()
+    assert "x.pdparams: reading its 'state_dict'; it also has 'ema'" in caplog.text
 
 
 def test_content_tells_the_format_and_a_contrary_suffix_leaves_the_layout_open(tmp_path):
@@ -262,6 +272,9 @@ def test_content_tells_the_format_and_a_contrary_suffix_leaves_the_layout_open(t
         file = read_checkpoint_file(tmp_path / f"x{suffix}")
         assert len(file.arrays) == 117
         assert file.layout == layout
+    for suffix, layout in ((".pth", None), (".bin", "paddle"), (".pdparams", "paddle")):
+        (tmp_path / f"x{suffix}").write_bytes(pickle.dumps({"a": RANGE}))
+        assert read_checkpoint_file(tmp_path / f"x{suffix}").layout == layout
 
 
 # Refusals
@@ -478,6 +491,52 @@ def test_tensors_that_do_not_fit_their_storage_are_refused(tmp_path, case, legac
         read_checkpoint(path)
 
 
+def identifier(kind="storage", dtype=None, key=None, length=None, more=b""):
+    """A pickle's reference to a storage."""
+    dtype = pickles.name("torch", "FloatStorage") if dtype is None else dtype
+    key, length = key or pickles.text("0"), length or pickles.integer(12)
+    return b"(" + pickles.text(kind) + dtype + key + pickles.text("cpu") + length + more + b"tQ"
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (b"K\x01Q", "refers to what is no PyTorch storage"),
+        (b"K\x01K\x02\x86Q", "refers to what is no PyTorch storage"),
+        (identifier(more=b"NN"), "refers to what is no PyTorch storage"),
+        (identifier(kind="module"), "refers to what is no PyTorch storage"),
+        (identifier(dtype=b"K\x01"), "refers to what is no PyTorch storage"),
+        (identifier(key=b"K\x01"), "refers to what is no PyTorch storage"),
+        (identifier(length=pickles.integer(-12)), "natural numbers"),
+        (identifier(more=b"K\x01"), "views of storages, as PyTorch 0.3 wrote them; load and save it with a newer"),
+        (identifier(key=pickles.text("7")), "it has no storage '7' of 12 elements of float32"),
+        (identifier(length=pickles.integer(11)), "it has no storage '0' of 11 elements of float32"),
+    ],
+)
+def test_what_is_no_storage_is_refused(tmp_path, stored, message):
+    path = pickles.write_torch_zip(tmp_path / "x.pth", pickles.dictionary({"a": stored}), {"0": RANGE.tobytes()})
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "storages", "message"),
+    [
+        ([("FloatStorage", "0", 12), ("IntStorage", "0", 12)], {"0": 12}, "'0' is described in two ways"),
+        ([("FloatStorage", "0", 12), ("FloatStorage", "0", 11)], {"0": 12}, "'0' is described in two ways"),
+        ([("FloatStorage", "0", 12)], {"0": 12, "1": 12}, "list of storages is not that of its tensors"),
+        ([("FloatStorage", "0", 12)], {"1": 12}, "list of storages is not that of its tensors"),
+        ([("FloatStorage", "0", 12)], {"0": 11}, "'0' has not the 12 elements that its tensors need"),
+    ],
+)
+def test_legacy_storages_that_contradict_their_tensors_are_refused(tmp_path, tensors, storages, message):
+    content = {f"a{n}": pickles.tensor(*tensor, (3,), (1,), view=b"N") for n, tensor in enumerate(tensors)}
+    raw = {key: (length, RANGE.tobytes()) for key, length in storages.items()}
+    path = pickles.write_torch_legacy(tmp_path / "x.pth", pickles.dictionary(content), raw)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
 def test_zip_bombs_are_refused(tmp_path):
     content = pickles.dictionary({"a": pickles.tensor("FloatStorage", "0", 10**7, (10**7,), (1,))})
     bomb = pickles.write_torch_zip(
@@ -506,11 +565,12 @@ def test_an_altered_zip_is_refused(tmp_path):
 
 def test_archives_of_weights_files_and_other_zips_say_what_to_do(tmp_path):
     with zipfile.ZipFile(tmp_path / "CycleMLP_pretrained.zip", "w") as archive:
-        for variant in ("B1", "B2"):
-            archive.writestr(f"CycleMLP_pretrained/paddle_CycleMLP_{variant}.pdparams", "x")
-    with pytest.raises(
-        CheckpointError, match=r"unpack it and give one of CycleMLP_pretrained/paddle_CycleMLP_B1\.pdparams"
-    ):
+        for name in ("paddle_CycleMLP_B1.pdparams", "b.pth", "c.safetensors", "readme.txt"):
+            archive.writestr(f"CycleMLP_pretrained/{name}", "x")
+    names = ", ".join(
+        f"CycleMLP_pretrained/{name}" for name in ("b.pth", "c.safetensors", "paddle_CycleMLP_B1.pdparams")
+    )
+    with pytest.raises(CheckpointError, match=re.escape(f"unpack it and give one of {names}") + "$"):
         read_checkpoint(tmp_path / "CycleMLP_pretrained.zip")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("readme.txt", "x")
@@ -551,7 +611,13 @@ def test_wrong_safetensors_are_refused(tmp_path, header, data, message):
         (b"x", "not known"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"\x1f\x8b\x08", "unpack it"),
+        (b"\n<HTML>", "web page"),
+        (b"<?xml version", "web page"),
+        *(
+            (start + bytes(300), "unpack it")
+            for start in (b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c")
+        ),
+        (b"name".ljust(257, b"\x00") + b"ustar\x0000", "unpack it"),
         (b"\x80", "damaged"),
         (b"PK\x03\x04", "zip directory"),
     ],
