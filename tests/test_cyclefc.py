@@ -150,6 +150,7 @@ def test_an_empty_batch_gives_an_empty_result(kernel_size):
     layer = CycleFC(4, 6, kernel_size)
     for form in (layer, accelerate(layer)):
         assert form(paddle.zeros([0, 5, 7, 4])).shape == [0, 5, 7, 6]
+        assert form(paddle.zeros([2, 0, 7, 4])).shape == [2, 0, 7, 6]
 
 
 @pytest.mark.parametrize("kernel_size", [(1, 3), (7, 1), (1, 1)])

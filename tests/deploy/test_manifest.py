@@ -80,6 +80,14 @@ def test_a_manifest_reads_as_it_was_written(tmp_path, manifest):
     assert read_manifest(tmp_path) == written
 
 
+@pytest.mark.parametrize("name", ["a\x85b", "\x85", "a\u2028b", "\ufeffa", "a\nb", " a ", "né", "no", "1e3", "~", ""])
+def test_names_of_classes_stay_as_they_are(tmp_path, name):
+    forms = {"inputs": ("image",), "outputs": ("logits",), "preprocessing": Preprocessing()}
+    manifest = Manifest(task="cls", format="onnx", architecture="x", variant=None, classes=(name,), **forms)
+    write(tmp_path, manifest)
+    assert read_manifest(tmp_path).classes == (name,)
+
+
 @examples
 @given(manifest=manifests(), data=st.data())
 def test_a_changed_entry_is_read_as_it_stands_or_refused(tmp_path, manifest, data):
