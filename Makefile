@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-heads test-paddlex attack docs lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-heads test-paddlex attack mutants docs lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make test-toolkits   checkouts of PaddleSeg and PaddleDetection, by their own tools (TOOLKITS=DIR holds them or their archives)"
+	@echo "make mutants      which changes of the code no test notices (MODULE=losses: of one; EVERY=4: each fourth change)"
 	@echo "make attack       kills, full disks, changing data, launches, long runs (SHORT=1: a few of each)"
 	@echo "make test-heads   every model of those checkouts with CycleMLP as its backbone: docs/heads.md"
 	@echo "make test-paddlex   PaddleX's wheel with the checkouts, in an environment of its own (PADDLEX_ENV)"
@@ -146,6 +147,11 @@ test-paddlex:
 # Writes the table of docs/reliability.md; SHORT=1 runs what .ci/run does, and writes nothing.
 attack: .venv/installed
 	CYCLEMLP_ATTACK=$(if $(SHORT),short,long) .venv/bin/python -m pytest tests/attack $(if $(SHORT),-m 'not long',--write-table docs/reliability.md)
+
+EVERY ?= 1
+
+mutants: .venv/installed
+	.venv/bin/python -m tests.mutants $(MODULE) --every $(EVERY)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

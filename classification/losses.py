@@ -24,9 +24,7 @@ def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * log_softmax(logits)).sum(axis=1).mean()
 
 
-def soft_distillation(
-    student: Tensor, teacher: Tensor, tau: float, *, direction: str = "forward", reduction: str = "batchmean"
-) -> Tensor:
+def soft_distillation(student: Tensor, teacher: Tensor, tau: float, *, direction: str, reduction: str) -> Tensor:
     """tau² KL between the distributions of logits / tau [N, K], summed over classes, averaged over the batch, or, with
     the reduction "mean", also over classes.
 

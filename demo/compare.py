@@ -138,6 +138,7 @@ def train(head: str, backbone: str, steps: int, scale: Scale, data: Path, out: P
         f"TrainReader.batch_size={scale.batch_size}",
         f"log_iter={LOG_STEPS}",
         f"save_dir={out}",
+        f"output_eval={out}",  # else what evaluation finds goes to the current folder
     ]
     flags = ["--enable_ce", *(["--eval"] if evaluate else [])]
     return run_command(["det", "train", "-c", str(config), *flags, "-o", *options], log, show=_SHOWN)

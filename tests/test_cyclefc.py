@@ -5,13 +5,14 @@ import re
 import numpy as np
 import paddle
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paddle.vision.ops import deform_conv2d
 
 from cyclemlp_backbones import CycleFC, cycle_offsets
 from cyclemlp_backbones.cyclenet import CycleBlock
 from cyclemlp_backbones.fast_cpu import accelerate
+from tests.properties import examples
 from tests.reference import GOLDEN, random_state, reference_parameter, relative_error
 
 GOLDEN_LAYERS = np.load(GOLDEN / "cyclefc.npz")
@@ -47,7 +48,7 @@ def test_layer_and_its_gradients_equal_the_golden_values(key, form):
         assert relative_error(value.numpy(), GOLDEN_LAYERS[f"{key}/{name}"]) <= 1e-5, name
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@examples
 @given(
     length=st.integers(1, 9),
     vertical=st.booleans(),
@@ -71,6 +72,20 @@ def test_layer_equals_deform_conv2d(length, vertical, batch, channels, height, w
     )
     for form in (layer, accelerate(layer)):
         np.testing.assert_allclose(form(x).numpy(), expected.transpose([0, 2, 3, 1]).numpy(), atol=1e-6)
+
+
+@examples
+@given(channels=st.integers(1, 700), length=st.integers(1, 40), vertical=st.booleans())
+def test_each_channel_has_the_offset_of_its_residue_nearest_to_the_middle(channels, length, vertical):
+    """d(i) = i modulo K, and -K // 2 <= d(i) < K - K // 2: there is one such number."""
+    offsets = cycle_offsets(channels, (length, 1) if vertical else (1, length))
+    along, across = offsets.T if vertical else offsets.T[::-1]
+    assert offsets.shape == (channels, 2)
+    assert offsets.dtype == np.int64
+    assert not across.any()
+    assert not ((along - np.arange(channels)) % length).any()
+    assert (-(length // 2) <= along).all()
+    assert (along < length - length // 2).all()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +150,7 @@ def test_an_empty_batch_gives_an_empty_result(kernel_size):
     layer = CycleFC(4, 6, kernel_size)
     for form in (layer, accelerate(layer)):
         assert form(paddle.zeros([0, 5, 7, 4])).shape == [0, 5, 7, 6]
+        assert form(paddle.zeros([2, 0, 7, 4])).shape == [2, 0, 7, 6]
 
 
 @pytest.mark.parametrize("kernel_size", [(1, 3), (7, 1), (1, 1)])
@@ -160,8 +176,18 @@ def test_a_misshapen_input_is_refused():
         layer(paddle.zeros([2, 5, 6, 3]))
     with pytest.raises(ValueError, match=r"\[2, 5, 4\]"):
         layer(paddle.zeros([2, 5, 4]))
-    with pytest.raises(ValueError, match="in_channels is 0"):
-        CycleFC(0, 4, (1, 3))
+
+
+def test_a_layer_tells_its_sizes():
+    layer = CycleFC(4, 6, (3, 1), bias=False)
+    assert (layer.in_channels, layer.out_channels, layer.kernel_size) == (4, 6, (3, 1))
+    assert repr(layer) == "CycleFC(4, 6, kernel_size=(3, 1), bias=False)"
+    assert repr(accelerate(CycleFC(4, 6, (1, 5)))) == "FastCycleFC(4, 6, kernel_size=(1, 5), bias=True)"
+    for sizes, message in (((0, 4), "in_channels is 0"), ((4, 0), "out_channels is 0")):
+        with pytest.raises(ValueError, match=f"{message}; it takes an integer of at least 1"):
+            CycleFC(*sizes, (1, 3))
+    with pytest.raises(ValueError, match=r"^channels is 0"):
+        cycle_offsets(0, (1, 3))
 
 
 def test_initialisation():
@@ -176,6 +202,7 @@ def test_initialisation():
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_expectation():
     paddle.seed(0)
     block = CycleBlock(4, 2.0, drop_path_rate=0.25)
+    assert not block.use_recompute
     x = paddle.randn([4000, 2, 2, 4])
     branch = block.attn(block.norm1(x)).numpy()
     factor = block.draw(x)
@@ -184,5 +211,6 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_expectation():
     assert abs(dropped.mean() - 0.25) < 0.03
     assert (y[dropped] == x.numpy()[dropped]).all()
     np.testing.assert_allclose(y[~dropped], (x.numpy() + branch / 0.75)[~dropped], atol=1e-5)
+    assert CycleBlock(4, 2.0).draw(x) is None  # no random numbers where nothing is dropped
     block.eval()
     assert block.draw(x) is None

@@ -1,5 +1,6 @@
 """The whole network against the reference implementation's values, and what it promises to its users."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -180,8 +181,8 @@ def test_wrong_out_indices_are_refused(out_indices):
     ("arguments", "message"),
     [
         ({"depths": (1, 1, 1)}, r"depths is \(1, 1, 1\).*4 integers"),
-        ({"embed_dims": (8, 16, 24, 0)}, "embed_dims"),
-        ({"mlp_ratios": (4, 4, -1, 4)}, "mlp_ratios"),
+        ({"embed_dims": (8, 16, 24, 0)}, r"embed_dims is \(8"),
+        ({"mlp_ratios": (4, 4, -1, 4)}, r"mlp_ratios is \(4"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate is 1\.0"),
         ({"drop_path_rate": float("nan")}, "drop_path_rate is nan"),
         ({"frozen_stages": 5}, "frozen_stages is 5.*from -1 to 4"),
@@ -241,12 +242,9 @@ print(peak() - before)
 
 
 def test_recompute_needs_less_memory():
-    growth = {
-        mode: int(
-            subprocess.run([sys.executable, "-c", MEMORY, mode], capture_output=True, text=True, check=True).stdout
-        )
-        for mode in ("keep", "recompute")
-    }
+    commands = {mode: [sys.executable, "-c", MEMORY, mode] for mode in ("keep", "recompute")}
+    runs = {mode: subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for mode, command in commands.items()}
+    growth = {mode: int(run.communicate()[0]) for mode, run in runs.items()}
     assert growth["recompute"] < 0.75 * growth["keep"], growth  # 0.47 on Paddle 3.3.1, 0.62 on 2.6.2
 
 
@@ -299,6 +297,17 @@ def test_initialisation():
             assert 0.016 < value.std() < 0.022, name
 
 
+@pytest.fixture
+def frozen_heap():
+    """Paddle's tracer of bytecode collects all garbage at each of 80 translations: half a second each, and more where
+    other tests have filled the memory."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("frozen_heap")
 @pytest.mark.parametrize("num_classes", [None, 6])
 def test_to_static_equals_dygraph_at_changing_sizes(tmp_path, num_classes):
     model = CycleNet(**TINY, num_classes=num_classes, drop_path_rate=0.1)

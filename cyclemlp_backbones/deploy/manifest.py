@@ -182,7 +182,8 @@ def write_manifest(folder: Path, manifest: Manifest, files: Sequence[str]) -> Ma
     manifest = dataclasses.replace(manifest, files={name: sha256(folder / name) for name in files})
     plain = _plain(dataclasses.asdict(manifest))
     text = "# An exported CycleMLP model: `cyclemlp predict THIS_FOLDER IMAGES --out DIR`\n"
-    text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    bare = r"\x85" not in repr(plain)  # YAML's end of a line that PyYAML does not escape
+    text += yaml.safe_dump(plain, sort_keys=False, allow_unicode=bare, width=120)
     write_atomically(folder / FILE_NAME, lambda path: path.write_text(text, encoding="utf-8"))
     return manifest
 

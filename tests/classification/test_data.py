@@ -1,7 +1,10 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from classification.augment import EvalTransform, TrainTransform, color_jitter, random_erasing, random_resized_crop_box
@@ -19,6 +22,7 @@ from classification.data import (
     train_loader,
 )
 from classification.schedule import Plan
+from tests.properties import examples
 
 DATA = DataConfig(input_size=32)
 
@@ -59,6 +63,34 @@ def test_lists_of_other_systems_and_mistakes_in_them(tmp_path):
             read_list(tmp_path, path, num_classes=10)
     path.write_text("\ufeffn01440764 0\n", encoding="utf-8")
     assert read_class_map(path) == {"n01440764": 0}
+
+
+NAMES = (
+    st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1)
+    .map(str.strip)  # and what a list cannot tell from a label or from the mark at a file's beginning
+    .filter(lambda name: name and not name.startswith("\ufeff") and not re.search(r"\.\w+[ \t]+[0-9]+$", name))
+)
+SEPARATORS = st.text("\t ", min_size=1, max_size=3)
+
+
+@examples
+@given(data=st.data(), names=st.lists(NAMES | st.sampled_from(["a 1", '"b" c.png', "d,e.png", "f 2 g"]), min_size=1))
+def test_a_list_gives_back_every_name_and_label(tmp_path, data, names):
+    """Whatever is in a name: quotes, commas, numbers, blanks, other alphabets; whoever wrote the file."""
+    number = {name: data.draw(st.integers(0, 999)) for name in names}
+    blank = st.text("\t ", max_size=2)
+    ends = st.sampled_from(["\n", "\r\n", "\n\n", "\n \t\n"])
+    lines = []
+    for name in names:
+        label = "0" * data.draw(st.integers(0, 2)) + str(number[name])
+        lines.append(data.draw(blank) + name + data.draw(SEPARATORS) + label + data.draw(blank) + data.draw(ends))
+    (tmp_path / "list.txt").write_bytes((data.draw(st.sampled_from(["", "\ufeff"])) + "".join(lines)).encode())
+    samples = read_list(tmp_path, tmp_path / "list.txt", num_classes=1000)
+    assert samples.names == tuple(names)
+    assert samples.labels == tuple(number[name] for name in names)
+    assert read_list(tmp_path, tmp_path / "list.txt", num_classes=None).names == tuple(names)
+    with pytest.raises(ValueError, match="with a label from 0 to"):
+        read_list(tmp_path, tmp_path / "list.txt", num_classes=max(number.values()))
 
 
 def test_a_folder_per_class(digits, tmp_path):

@@ -37,7 +37,7 @@ def test_soft_distillation_value_and_gradient(tau, direction):
         return tau**2 * (kl(*pair) if direction == "forward" else kl(*pair[::-1]))
 
     student = tensor(STUDENT, gradient=True)
-    loss = soft_distillation(student, tensor(TEACHER), tau, direction=direction)
+    loss = soft_distillation(student, tensor(TEACHER), tau, direction=direction, reduction="batchmean")
     loss.backward()
     assert float(loss) == pytest.approx(expected(STUDENT), rel=1e-5)
     for n, k in np.ndindex(STUDENT.shape):
@@ -50,7 +50,9 @@ def test_soft_distillation_value_and_gradient(tau, direction):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_soft_distillation_vanishes_only_when_student_equals_teacher(direction):
     def loss(student):
-        return float(soft_distillation(tensor(student), tensor(TEACHER), 2.0, direction=direction))
+        return float(
+            soft_distillation(tensor(student), tensor(TEACHER), 2.0, direction=direction, reduction="batchmean")
+        )
 
     assert loss(TEACHER) == pytest.approx(0, abs=1e-6)
     assert loss(TEACHER + 5) == pytest.approx(0, abs=1e-6)  # the same distribution
@@ -98,8 +100,16 @@ def test_losses_of_large_logits_are_those_of_float64(spread):
     decided = -own[np.arange(16), teacher.argmax(1)].mean()
     assert float(hard_distillation(tensor(logits), tensor(teacher))) == pytest.approx(decided, rel=1e-5)
     for direction, expected in (("forward", kl(others, own)), ("reverse", kl(own, others))):
-        soft = soft_distillation(tensor(logits), tensor(teacher), 1.0, direction=direction)
+        soft = soft_distillation(tensor(logits), tensor(teacher), 1.0, direction=direction, reduction="batchmean")
         assert float(soft) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_all_logits_of_a_sample_have_in_common_costs_no_digits():
+    """A softmax does not see it; float32 does, where it is not taken away first."""
+    offsets = np.array([4096, -4096, 65536, 0]).reshape(4, 1)
+    logits = np.round(STUDENT * 64) / 64  # float32 holds these with each of the offsets
+    expected = -(TARGETS * log_softmax(logits)).sum(1).mean()
+    assert float(soft_target_cross_entropy(tensor(logits + offsets), tensor(TARGETS))) == pytest.approx(expected, 1e-6)
 
 
 def test_the_authors_reduction_divides_by_the_classes_too():

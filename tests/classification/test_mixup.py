@@ -2,8 +2,9 @@ import numpy as np
 import paddle
 import pytest
 
+from classification import mixup
 from classification.config import MixConfig
-from classification.mixup import draw_mix, minmax_box, mix_images, mix_targets, smooth_one_hot
+from classification.mixup import cutmix_box, draw_mix, minmax_box, mix_images, mix_targets, smooth_one_hot
 
 N, SIZE, CLASSES = 6, 32, 5
 
@@ -79,15 +80,40 @@ def test_switching_and_probability():
     assert draw(probability=0.0) is None
 
 
-def test_minmax_boxes_keep_their_sides():
+def test_each_sample_is_mixed_or_not_by_itself():
+    mixed = draw(probability=0.4, mode="elem", count=2000).lam < 1
+    assert mixed.mean() == pytest.approx(0.4, abs=0.04)
+    assert mixed[1000:].mean() == pytest.approx(0.4, abs=0.05)
+
+
+def test_minmax_boxes_take_every_side_and_place_that_there_is():
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        top, bottom, left, right = minmax_box(40, 20, (0.25, 0.5), rng)
-        assert 10 <= bottom - top <= 20
-        assert 5 <= right - left <= 10
-        assert min(top, left) >= 0
-        assert bottom <= 40
-        assert right <= 20
+    boxes = np.array([minmax_box(40, 20, (0.25, 0.5), rng) for _ in range(2000)])
+    heights, widths = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
+    assert set(heights) == set(range(10, 21))
+    assert set(widths) == set(range(5, 11))
+    assert (boxes.min(0).tolist(), boxes.max(0).tolist()) == ([0, 10, 0, 5], [30, 40, 15, 20])
+    assert minmax_box(40, 20, (1.0, 1.0), rng) == (0, 40, 0, 20)
+
+
+@pytest.mark.parametrize("share", [0.04, 0.25, 0.5, 1.0])
+def test_a_cutmix_box_has_its_share_of_the_image_and_its_centre_anywhere(share):
+    """Half of each side is cut to whole pixels, and what lies outside of the image is cut off."""
+    rng, height, width = np.random.default_rng(0), 40, 20
+    boxes = {cutmix_box(height, width, 1 - share, rng) for _ in range(8000)}
+    halves = [int(size * share**0.5) // 2 for size in (height, width)]
+
+    def clipped(centre, half, size):
+        return max(0, centre - half), min(size, centre + half)
+
+    expected = {clipped(y, halves[0], height) + clipped(x, halves[1], width) for y in range(40) for x in range(20)}
+    assert boxes == expected
+
+
+def test_on_a_cpu_images_without_gradient_take_the_faster_form(monkeypatch):
+    monkeypatch.setattr(mixup, "_mix_on_device", None)
+    images, _ = batch()
+    assert mix_images(images, draw()).shape == images.shape
 
 
 def test_an_odd_batch_leaves_its_middle_alone():

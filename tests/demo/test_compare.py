@@ -17,10 +17,12 @@ from demo.compare import (
     read_metrics,
     render,
     step_seconds,
+    train,
     write_config,
 )
 from demo.steps import DemoFailure
 from tests.adapters.tiny_det import in_process
+from tests.adapters.tiny_seg import REPOSITORY
 
 
 def test_steps_fill_the_time_and_are_all_timed():
@@ -103,12 +105,22 @@ def test_time_that_is_none_is_refused(monkeypatch, capsys, tmp_path, seconds):
     assert "it takes a number from 1 to 86400" in capsys.readouterr().err
 
 
+def test_what_evaluation_finds_goes_to_the_folder_of_results(monkeypatch, tmp_path):
+    """PaddleDetection writes bbox.json and mask.json, if it finds anything, into the current folder by itself."""
+    called = []
+    monkeypatch.setattr("demo.compare.run_command", lambda arguments, *_, **__: called.append(arguments) or "")
+    train("mask_rcnn", "b0", 10, SMOKE, tmp_path, tmp_path, evaluate=True)
+    assert f"output_eval={tmp_path}" in called[0][called[0].index("-o") :]
+
+
 @pytest.mark.slow
 def test_smoke_run_trains_both_backbones_for_the_steps_that_it_states(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "sys.argv", ["compare.py", "--smoke", "--heads", "retinanet", "--variant", "b0", "--out", str(tmp_path)]
     )
+    before = {*REPOSITORY.iterdir()}
     assert main() == 0
+    assert {path.name for path in {*REPOSITORY.iterdir()} - before} <= {"output"}
     result = json.loads((tmp_path / "result.json").read_text())
     assert [row["backbone"] for row in result["rows"]] == ["b0", RESNET]
     ours, theirs = result["rows"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import paddle
@@ -39,13 +41,18 @@ def state(model: CycleNet) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-def reference_state() -> dict[str, np.ndarray]:
+@functools.cache
+def _reference_state() -> Mapping[str, np.ndarray]:
     model = classifier()
     fill_parameters(model)
     return state(model)
 
 
-def equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
+def reference_state() -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in _reference_state().items()}
+
+
+def equal(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
