@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas unpacked-toolkits test-toolkits test-matrix lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-distill   the gain of distillation over three seeds"
 	@echo "make test-paddleclas   PaddleClas' released wheel as teacher, in an environment of its own"
 	@echo "make test-toolkits   checkouts of PaddleSeg and PaddleDetection, by their own tools (TOOLKITS=DIR holds them or their archives)"
+	@echo "make test-matrix   every Python and Paddle, an environment each (CELLS=\"3.11-3.2.2 …\": some; TOOLKITS=DIR)"
 	@echo "make bench        every figure of the README's table of speed, ten minutes and more; stores and shows them"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
@@ -99,8 +100,7 @@ test-paddleclas: .venv-paddleclas/installed
 TOOLKITS ?= ../shared/toolkits
 TOOLKITS_CACHE ?= $(HOME)/.cache/cyclemlp/toolkits
 
-# Writes the table of docs/support.md; SHORT=1 runs what .ci/run does, and writes nothing.
-test-toolkits: .venv/installed
+unpacked-toolkits:
 	@if ! ls -d $(TOOLKITS)/Paddle* >/dev/null 2>&1; then \
 		echo "TOOLKITS=$(TOOLKITS) holds no checkout and no archive of one. Get them, and give the folder as TOOLKITS=DIR:" >&2; \
 		for tag in PaddleSeg/v2.9.1 PaddleSeg/develop PaddleDetection/release/2.7.1 PaddleDetection/develop; do \
@@ -113,8 +113,16 @@ test-toolkits: .venv/installed
 	@for archive in $(wildcard $(TOOLKITS)/*.tar.gz); do \
 		[ -d $(TOOLKITS_CACHE)/$$(basename $$archive .tar.gz) ] || tar -xzf $$archive -C $(TOOLKITS_CACHE); \
 	done
-	CYCLEMLP_TOOLKITS=$(if $(wildcard $(TOOLKITS)/*.tar.gz),$(TOOLKITS_CACHE),$(TOOLKITS)) \
-		.venv/bin/python -m pytest tests/toolkits $(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
+
+test-toolkits test-matrix: export CYCLEMLP_TOOLKITS = $(if $(wildcard $(TOOLKITS)/*.tar.gz),$(TOOLKITS_CACHE),$(TOOLKITS))
+
+# Writes the table of docs/support.md; SHORT=1 runs what .ci/run does, and writes nothing.
+test-toolkits: .venv/installed unpacked-toolkits
+	.venv/bin/python -m pytest tests/toolkits $(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
+
+# Writes another table of docs/support.md, and what `cyclemlp doctor` says by it.
+test-matrix: .venv/installed unpacked-toolkits
+	.venv/bin/python -m tests.matrix $(CELLS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -11,7 +11,7 @@ setup(
     ],
     package_dir={f"cyclemlp_backbones.{name}": name for name in FOLDERS},
     package_data={
-        "cyclemlp_backbones": ["py.typed"],
+        "cyclemlp_backbones": ["py.typed", "versions.json"],
         **{f"cyclemlp_backbones.{name}": files for name, files in FOLDERS.items()},
     },
 )

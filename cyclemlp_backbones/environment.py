@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +10,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+
+from cyclemlp_backbones.files import isolated_python
 
 _OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 PACKAGES = (
     "cyclemlp-backbones", "paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet", "paddle2onnx", "onnxruntime",
     "numpy", *_OPENCV, "protobuf", "pillow", "scikit-learn", "matplotlib", "pycocotools", "safetensors",
 )  # fmt: skip
+
+VERSIONS = Path(__file__).with_name("versions.json")
+"""What each part of docs/support.md's table gave, by Python and Paddle; `make test-matrix` writes both."""
 
 # What each package is imported as; tried in a process of its own, which a failing import may take with it.
 _IMPORTS = {
@@ -54,15 +61,8 @@ def _paddle_version(versions: Mapping[str, str]) -> str | None:
     return versions.get("paddlepaddle") or versions.get("paddlepaddle-gpu")
 
 
-def conflicts(versions: Mapping[str, str], *, python: tuple[int, ...] = sys.version_info[:3]) -> Iterator[Finding]:
+def conflicts(versions: Mapping[str, str]) -> Iterator[Finding]:
     """What the versions alone tell."""
-    if not (3, 10) <= python[:2] <= (3, 11):
-        yield Finding(
-            "error",
-            f"Python {'.'.join(map(str, python))}: the pins of PaddleSeg 2.8.0 and PaddleDetection 2.6.0 admit 3.10 "
-            "and 3.11",
-            "make a new environment with python3.11 -m venv",
-        )
     paddle = _paddle_version(versions)
     if "paddlepaddle" in versions and "paddlepaddle-gpu" in versions:
         yield Finding(
@@ -114,10 +114,23 @@ def conflicts(versions: Mapping[str, str], *, python: tuple[int, ...] = sys.vers
         )
 
 
+def support(versions: Mapping[str, str]) -> dict[str, str]:
+    """What is known of each part of this Python's and this Paddle's row, and of each toolkit that is installed."""
+    cell = "{}.{}-{}".format(*sys.version_info[:2], versions.get("paddlepaddle"))
+    row = json.loads(VERSIONS.read_text()).get(cell, {})
+    row.pop("with", None)
+    parts = dict.fromkeys(f"{name} {versions[name]}" for name in ("paddleseg", "paddledet") if name in versions)
+    verdict = {"yes": "tested", None: "not tested"}
+    return {
+        part: verdict.get(said, f"known not to work: {said}")
+        for part, said in {"core": None, "cls": None, "predict": None, **parts, **row}.items()
+    }
+
+
 def _run(code: str) -> str | None:
     """None if `code` runs in a fresh interpreter, else what went wrong, in one line."""
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(isolated_python(code), capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         return "it hangs (stopped after 120 s)"
     if done.returncode < 0:
