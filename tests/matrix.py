@@ -33,6 +33,7 @@ WHEELS = ("paddleseg==2.8.0", "paddledet==2.6.0")
 PINS = ("numpy<2", "opencv-python<4.6")
 PROTOBUF = {"2.6.2": ("protobuf<7",)}
 CHECKOUTS = (
+    "numpy<2.5",  # from 2.5 on, `int` of a Paddle tensor of one element fails
     *("visualdl>=2.2", "opencv-python", "filelock", "scipy", "prettytable", "scikit-learn", "scikit-image"),
     *("typeguard", "terminaltables", "shapely", "pycocotools", "imgaug>=0.4"),
 )
