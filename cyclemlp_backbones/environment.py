@@ -89,12 +89,12 @@ def conflicts(versions: Mapping[str, str]) -> Iterator[Finding]:
             f"pip uninstall -y {' '.join(opencv)}, then pip install one of them",
         )
     numpy, protobuf, sklearn = (versions.get(name) for name in ("numpy", "protobuf", "scikit-learn"))
-    if paddle and _release(numpy) >= (2, 5):
+    if paddle and _release(numpy) >= (2, 4):
         yield Finding(
-            "error",
+            "note",
             f"numpy {numpy} with Paddle {paddle}: `int` of a tensor of one element is a TypeError, and so are "
             "`paddle.flops` and the end of PaddleSeg's training (seen with Paddle 3.3.1)",
-            'pip install "numpy<2.5"',
+            'pip install "numpy<2.4"',
         )
     for name in opencv:
         if _release(numpy) >= (2,) and _release(versions[name]) < (4, 10):

@@ -33,9 +33,9 @@ WHEELS = ("paddleseg==2.8.0", "paddledet==2.6.0")
 PINS = ("numpy<2", "opencv-python<4.6")
 PROTOBUF = {"2.6.2": ("protobuf<7",)}
 CHECKOUTS = (
-    "numpy<2.5",  # from 2.5 on, `int` of a Paddle tensor of one element fails
+    "numpy<2.4",  # from 2.4 on, `int` of a Paddle tensor of one element fails
     *("visualdl>=2.2", "opencv-python", "filelock", "scipy", "prettytable", "scikit-learn", "scikit-image"),
-    *("typeguard", "terminaltables", "shapely", "pycocotools", "imgaug>=0.4"),
+    *("typeguard", "terminaltables", "shapely", "pycocotools", "imgaug>=0.4", "setuptools<81"),
 )
 # Built from source, these would take a quarter of an hour each, or an older one of another time is taken.
 BINARIES = "--only-binary=numpy,opencv-python,scipy,scikit-learn,scikit-image,imgaug"

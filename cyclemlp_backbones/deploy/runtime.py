@@ -126,9 +126,9 @@ def _load_paddle(folder: Path, manifest: Manifest, threads: int, onednn: bool | 
         feeds = {name: feeds[name] for name in manifest.inputs}
         expected = plain(feeds)
         try:
-            run = _load_paddle(folder, manifest, threads, True)
-            if all(map(_close, run(feeds), expected)):
-                return run
+            fast = _load_paddle(folder, manifest, threads, True)
+            if all(map(_close, fast(feeds), expected)):
+                return fast
             _log.info("%s runs without oneDNN, whose values differ", folder)
         except Exception as error:  # Paddle's own, of many kinds
             _log.info("%s runs without oneDNN: %s", folder, error)
