@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas test-toolkits test-heads test-paddlex attack mutants docs lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas unpacked-toolkits test-toolkits test-matrix test-heads test-paddlex attack mutants docs lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -29,6 +29,7 @@ help:
 	@echo "make attack       kills, full disks, changing data, launches, long runs (SHORT=1: a few of each)"
 	@echo "make test-heads   every model of those checkouts with CycleMLP as its backbone: docs/heads.md"
 	@echo "make test-paddlex   PaddleX's wheel with the checkouts, in an environment of its own (PADDLEX_ENV)"
+	@echo "make test-matrix   every Python and Paddle, an environment each (CELLS=\"3.11-3.2.2 …\": some; TOOLKITS=DIR)"
 	@echo "make bench        every figure of docs/performance.md's first table, ten minutes and more; stores and shows them"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
@@ -108,8 +109,8 @@ test-paddleclas: .venv-paddleclas/installed
 TOOLKITS ?= ../shared/toolkits
 TOOLKITS_CACHE ?= $(HOME)/.cache/cyclemlp/toolkits
 
-# What TOOLKITS holds, unpacked where it is archives: the folder of the checkouts.
-define checkouts
+# What TOOLKITS holds, unpacked where it is archives: CYCLEMLP_TOOLKITS is the folder of the checkouts.
+unpacked-toolkits:
 	@if ! ls -d $(TOOLKITS)/Paddle* >/dev/null 2>&1; then \
 		echo "TOOLKITS=$(TOOLKITS) holds no checkout and no archive of one. Get them, and give the folder as TOOLKITS=DIR:" >&2; \
 		for tag in PaddleSeg/v2.9.1 PaddleSeg/develop PaddleDetection/release/2.7.1 PaddleDetection/develop; do \
@@ -122,27 +123,25 @@ define checkouts
 	@for archive in $(wildcard $(TOOLKITS)/*.tar.gz); do \
 		[ -d $(TOOLKITS_CACHE)/$$(basename $$archive .tar.gz) ] || tar -xzf $$archive -C $(TOOLKITS_CACHE); \
 	done
-endef
-CHECKOUTS = CYCLEMLP_TOOLKITS=$(if $(wildcard $(TOOLKITS)/*.tar.gz),$(TOOLKITS_CACHE),$(TOOLKITS))
+
+test-toolkits test-heads test-paddlex test-matrix: export CYCLEMLP_TOOLKITS = $(if $(wildcard $(TOOLKITS)/*.tar.gz),$(TOOLKITS_CACHE),$(TOOLKITS))
 
 # Write the table of docs/support.md and docs/heads.md; SHORT=1 runs what .ci/run does, and writes nothing.
-test-toolkits test-heads: .venv/installed
-	$(checkouts)
-	$(CHECKOUTS) .venv/bin/python -m pytest $(if $(filter test-heads,$@),tests/toolkits/test_heads.py,tests/toolkits) \
+test-toolkits test-heads: .venv/installed unpacked-toolkits
+	.venv/bin/python -m pytest $(if $(filter test-heads,$@),tests/toolkits/test_heads.py,tests/toolkits) \
 		$(if $(SHORT),-m short -k 'train or evaluate or export',--write-table docs/support.md)
 
 PADDLEX_ENV ?= $(HOME)/.cache/cyclemlp/paddlex-3.7.2
 
 # imgaug by itself: it asks for opencv-python, whose module PaddleX's opencv-contrib-python has.
-test-paddlex:
-	$(checkouts)
+test-paddlex: unpacked-toolkits
 	@$(PADDLEX_ENV)/bin/python -c 'import paddlex, imgaug' 2>/dev/null || { $(or $(PYTHON),python3) -m venv $(PADDLEX_ENV) && \
 	$(PADDLEX_ENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) "paddlex[cv]==3.7.2" \
 		"numpy<2" safetensors tqdm pytest visualdl scikit-learn shapely terminaltables imageio && \
 	$(PADDLEX_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps imgaug; } || \
 	{ echo "PaddleX cannot be installed here. Make an environment where it can, Python 3.10 or 3.11 with what the" >&2; \
 	  echo "Makefile installs for test-paddlex, and name its folder: make test-paddlex PADDLEX_ENV=DIR" >&2; exit 1; }
-	$(CHECKOUTS) $(PADDLEX_ENV)/bin/python -m pytest tests/paddlex
+	$(PADDLEX_ENV)/bin/python -m pytest tests/paddlex
 
 # Writes the table of docs/reliability.md; SHORT=1 runs what .ci/run does, and writes nothing.
 attack: .venv/installed
@@ -152,6 +151,10 @@ EVERY ?= 1
 
 mutants: .venv/installed
 	.venv/bin/python -m tests.mutants $(MODULE) --every $(EVERY)
+
+# Writes another table of docs/support.md, and what `cyclemlp doctor` says by it.
+test-matrix: .venv/installed unpacked-toolkits
+	.venv/bin/python -m tests.matrix $(CELLS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.deployment_table import WITHOUT_ONNX, stored_file, write_document
+from benchmarks.deployment_table import OLDER, WITHOUT_ONNX, stored_file, write_document
 from benchmarks.documents import ROOT, write_json
 from benchmarks.group import THREADS
 from cyclemlp_backbones.timing import describe_machine, measure, start_again_with, variables
@@ -191,7 +191,7 @@ def _row(name: str, runtime: str, rounds: int) -> dict[str, Any]:
     """A row measured in another process: PaddleDetection's configuration is one per process, and runtimes crash."""
     command = [sys.executable, "-m", "benchmarks.deployment", "--model", name, "--runtime", runtime]
     run = subprocess.run(
-        [*command, "--rounds", str(rounds)], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        [*command, "--rounds", str(rounds)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     rows = [line[4:] for line in run.stdout.splitlines() if line.startswith("ROW ")]
     if rows:
@@ -202,7 +202,7 @@ def _row(name: str, runtime: str, rounds: int) -> dict[str, Any]:
 def measure_all(rounds: int) -> dict[str, Any]:
     import paddle
 
-    runtimes = RUNTIMES if paddle.__version__.startswith("3.") else RUNTIMES[:1]  # what `cyclemlp predict` uses there
+    runtimes = RUNTIMES[:1] if paddle.__version__ in OLDER else RUNTIMES
     pairs = [(name, runtime) for name in MODELS for runtime in runtimes]
     pairs = [pair for pair in pairs if pair[1] != "onnx" or pair[0] not in WITHOUT_ONNX]
     started, rows = time.monotonic(), []
@@ -231,7 +231,7 @@ def main() -> None:
     results = measure_all(args.rounds)
     path = stored_file(results["machine"]["paddlepaddle"])
     write_json(path, results)
-    if path == stored_file("3"):
+    if path == stored_file("3.3.1"):
         if (args.demo / "model.pdparams").is_file():
             command = [sys.executable, "-m", "benchmarks.quantised", "--demo", str(args.demo.resolve())]
             subprocess.run(command, cwd=ROOT, env={**os.environ}, check=True)

@@ -16,6 +16,8 @@ DOCUMENT = ROOT / "docs" / "deployment.md"
 QUANTISED = RESULTS / "quantised.json"
 TOLERANCE = 1e-4
 EQUALITY = Part("exported models", "make bench-deploy")
+OLDER = ("3.2.2", "2.6.2")
+"""Releases of Paddle of which oneDNN alone is measured, which is what `predict` uses there."""
 INT8 = Part("int8 and bf16", "make demo bench-deploy")
 WITHOUT_ONNX = {
     "UPerNet b1": "its adaptive pooling to 1, 2, 3 and 6 cells has no ONNX operator for open sizes",
@@ -30,8 +32,8 @@ _PACKAGES = ("paddlepaddle", "paddle2onnx", "onnxruntime", "paddleseg")
 
 
 def stored_file(paddle: str) -> Path:
-    """Where a run's results are stored: one file for Paddle 3, one for Paddle 2."""
-    return RESULTS / ("deployment_2.6.2.json" if paddle.startswith("2.") else "deployment.json")
+    """Where a run's results are stored: a file for each of the older releases, one for any other."""
+    return RESULTS / (f"deployment_{paddle}.json" if paddle in OLDER else "deployment.json")
 
 
 def describe(machine: dict[str, str]) -> str:
@@ -91,7 +93,7 @@ def quantised_table(results: dict[str, Any]) -> str:
 
 
 def equality_part() -> str:
-    tables = [table(read(path)) for path in (stored_file("3"), stored_file("2.6.2")) if path.is_file()]
+    tables = [table(read(path)) for path in map(stored_file, ("3.3.1", *OLDER)) if path.is_file()]
     return "\n\n".join(tables)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -14,11 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cyclemlp_backbones.files import isolated_python
+
 _OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 PACKAGES = (
     "cyclemlp-backbones", "paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet", "paddle2onnx", "onnxruntime",
     "numpy", *_OPENCV, "protobuf", "pillow", "scikit-learn", "matplotlib", "pycocotools", "safetensors",
 )  # fmt: skip
+
+VERSIONS = Path(__file__).with_name("versions.json")
+"""What each part of docs/support.md's table gave, by Python and Paddle; `make test-matrix` writes both."""
 
 # What each package is imported as; tried in a process of its own, which a failing import may take with it.
 _IMPORTS = {
@@ -58,15 +64,8 @@ def _paddle_version(versions: Mapping[str, str]) -> str | None:
     return versions.get("paddlepaddle") or versions.get("paddlepaddle-gpu")
 
 
-def conflicts(versions: Mapping[str, str], *, python: tuple[int, ...] = sys.version_info[:3]) -> Iterator[Finding]:
+def conflicts(versions: Mapping[str, str]) -> Iterator[Finding]:
     """What the versions alone tell."""
-    if not (3, 10) <= python[:2] <= (3, 11):
-        yield Finding(
-            "error",
-            f"Python {'.'.join(map(str, python))}: the pins of PaddleSeg 2.8.0 and PaddleDetection 2.6.0 admit 3.10 "
-            "and 3.11",
-            "make a new environment with python3.11 -m venv",
-        )
     paddle = _paddle_version(versions)
     if "paddlepaddle" in versions and "paddlepaddle-gpu" in versions:
         yield Finding(
@@ -93,6 +92,13 @@ def conflicts(versions: Mapping[str, str], *, python: tuple[int, ...] = sys.vers
             f"pip uninstall -y {' '.join(opencv)}, then pip install one of them",
         )
     numpy, protobuf, sklearn = (versions.get(name) for name in ("numpy", "protobuf", "scikit-learn"))
+    if paddle and _release(numpy) >= (2, 4):
+        yield Finding(
+            "note",
+            f"numpy {numpy} with Paddle {paddle}: `int` of a tensor of one element is a TypeError, and so are "
+            "`paddle.flops` and the end of PaddleSeg's training (seen with Paddle 3.3.1)",
+            'pip install "numpy<2.4"',
+        )
     for name in opencv:
         if _release(numpy) >= (2,) and _release(versions[name]) < (4, 10):
             yield Finding(
@@ -118,10 +124,23 @@ def conflicts(versions: Mapping[str, str], *, python: tuple[int, ...] = sys.vers
         )
 
 
+def support(versions: Mapping[str, str]) -> dict[str, str]:
+    """What is known of each part of this Python's and this Paddle's row, and of each toolkit that is installed."""
+    cell = "{}.{}-{}".format(*sys.version_info[:2], versions.get("paddlepaddle"))
+    row = json.loads(VERSIONS.read_text()).get(cell, {})
+    row.pop("with", None)
+    parts = dict.fromkeys(f"{name} {versions[name]}" for name in ("paddleseg", "paddledet") if name in versions)
+    verdict = {"yes": "tested", None: "not tested"}
+    return {
+        part: verdict.get(said, f"known not to work: {said}")
+        for part, said in {"core": None, "cls": None, "predict": None, **parts, **row}.items()
+    }
+
+
 def _run(code: str) -> str | None:
     """None if `code` runs in a fresh interpreter, else what went wrong, in one line."""
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(isolated_python(code), capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         return "it hangs (stopped after 120 s)"
     if done.returncode < 0:

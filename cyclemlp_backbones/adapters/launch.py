@@ -19,7 +19,10 @@ from cyclemlp_backbones.checks import check_launch_port
 LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
 """The file that paddle.distributed.launch runs: it takes a file, no module."""
 
-_PACKAGES = {"cv2": "opencv-python", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+_PACKAGES = {
+    **{"cv2": "opencv-python", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"},
+    "pkg_resources": '"setuptools<81"',
+}
 """Packages that are not called as their modules are."""
 
 

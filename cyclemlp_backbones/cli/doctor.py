@@ -6,7 +6,7 @@ import os
 import platform
 
 from cyclemlp_backbones.cli import parser as command_parser
-from cyclemlp_backbones.environment import PACKAGES, findings
+from cyclemlp_backbones.environment import PACKAGES, findings, support
 from cyclemlp_backbones.files import installed_versions
 
 
@@ -16,6 +16,9 @@ def main(argv: list[str]) -> int:
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     for package, version in versions.items():
         print(f"  {package:<24} {version}")
+    print("what docs/support.md says of this Python and this Paddle:")
+    for part, verdict in support(versions).items():
+        print(f"  {part:<24} {verdict}")
     print("checking imports …", flush=True)
     found = list(findings(versions))
     for finding in found:

@@ -1,5 +1,6 @@
 """Each known conflict is made, as metadata and modules that come first on the path, and has to be found."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from cyclemlp_backbones import environment
 from cyclemlp_backbones.environment import conflicts
+from tests import matrix
 from tests.adapters.tiny_seg import python
 
 pytestmark = pytest.mark.slow
@@ -127,11 +130,39 @@ def test_a_sound_environment_has_no_finding(tmp_path):
     assert out.endswith("no conflict found\n")
 
 
-@pytest.mark.parametrize(("version", "found"), [((3, 9, 1), True), ((3, 10, 13), False), ((3, 12, 1), True)])
-def test_python_is_checked(version, found):
-    problems = [finding.problem for finding in conflicts({"paddlepaddle": "3.3.1"}, python=version)]
-    assert len(problems) == found
-    assert all("3.10 and 3.11" in problem for problem in problems)
+def test_numpy_in_which_one_element_is_no_number_is_found():
+    (finding,) = conflicts({"paddlepaddle": "3.3.1", "numpy": "2.4.6"})
+    assert finding.remedy == 'pip install "numpy<2.4"'
+    assert not list(conflicts({"paddlepaddle": "3.3.1", "numpy": "2.3.5"}))
+
+
+def test_what_the_matrix_gave_is_said(tmp_path, monkeypatch):
+    cell = "{}.{}-3.3.1".format(*sys.version_info[:2])
+    path = tmp_path / "versions.json"
+    path.write_text(json.dumps({cell: {"core": "yes", "paddledet 2.6.0": "pip: no", "with": "numpy 1"}}))
+    monkeypatch.setattr(environment, "VERSIONS", path)
+    assert environment.support({"paddlepaddle": "3.3.1", "paddleseg": "2.9.1"}) == {
+        "core": "tested",
+        "cls": "not tested",
+        "predict": "not tested",
+        "paddleseg 2.9.1": "not tested",
+        "paddledet 2.6.0": "known not to work: pip: no",
+    }
+    assert set(environment.support({"paddlepaddle-gpu": "3.3.1"}).values()) == {"not tested"}
+
+
+def test_the_document_shows_what_the_doctor_knows():
+    assert matrix.TABLE.read(matrix.DOCUMENT) == matrix.table(json.loads(environment.VERSIONS.read_text()))
+
+
+def test_modules_in_the_current_folder_are_not_run(tmp_path):
+    for name in ("paddle", "json", "cv2", "zlib"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    code = f"import sys; sys.path.insert(0, {str(matrix.ROOT)!r}); "
+    code += "from cyclemlp_backbones.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "paddlepaddle" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_environment_of_the_tests_is_sound():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cyclemlp_backbones import build_backbone, build_classifier
 from cyclemlp_backbones.cli import main
+from cyclemlp_backbones.deploy import runtime
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, export
 from cyclemlp_backbones.deploy.manifest import ManifestError, Preprocessing
 from cyclemlp_backbones.deploy.runtime import DeployedModel
@@ -84,3 +85,27 @@ def test_the_manifest_states_the_preprocessing(classifier):
     assert manifest["variant"] == "b0"
     assert manifest["classes"] == CLASSES
     assert manifest["preprocessing"]["crop"] == 64
+
+
+@pytest.mark.parametrize("error", [0.0, 0.1, RuntimeError("ConvertPirAttribute2RuntimeAttribute not support")])
+def test_onednn_is_used_where_it_computes_the_same_and_only_there(classifier, monkeypatch, error):
+    load, used = runtime._load_paddle, []
+
+    def with_onednn_that_errs(folder, manifest, threads, onednn):
+        run = load(folder, manifest, threads, onednn)
+        if onednn is None:
+            return run
+
+        def erring(feeds):
+            used.append(onednn)
+            if onednn and not isinstance(error, float):
+                raise error
+            return [output + (error if onednn else 0) for output in run(feeds)]
+
+        return erring
+
+    monkeypatch.setattr(runtime, "_load_paddle", with_onednn_that_errs)
+    model = DeployedModel(classifier / "paddle")
+    used.clear()
+    model.run({"image": np.zeros((1, 3, 40, 40), np.float32)})
+    assert used == [error == 0.0]

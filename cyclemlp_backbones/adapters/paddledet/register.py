@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from paddle import Tensor
 
 from cyclemlp_backbones.adapters.launch import importing
@@ -14,6 +15,10 @@ from cyclemlp_backbones.factory import Pretrained
 from cyclemlp_backbones.variants import VARIANTS, variant_name
 from cyclemlp_backbones.weights.formats import Layout
 from cyclemlp_backbones.weights.loading import load_weights, locate_weights
+
+if not hasattr(np, "sctypes"):  # imgaug 0.4.0, which newer releases import, reads this table of numpy 1
+    kinds = {"float": "efd", "int": "bhil", "uint": "BHIL"}
+    vars(np)["sctypes"] = {kind: [np.dtype(code).type for code in codes] for kind, codes in kinds.items()}
 
 with importing("PaddleDetection", "ppdet", "det"):
     from ppdet.core.workspace import global_config, register, serializable

@@ -71,6 +71,19 @@ def test_importing_repairs_nothing_and_reloading_registers_what_was_loaded_anew(
     assert in_process(reloaded)
 
 
+def numpy_2_gets_the_table_that_imgaug_reads():
+    vars(np).pop("sctypes", None)
+    from cyclemlp_backbones.adapters.paddledet import register
+
+    assert register.np is np
+    return all(getattr(np, f"{kind}32") in np.sctypes[kind] for kind in ("float", "int", "uint"))
+
+
+@pytest.mark.slow
+def test_numpy_2_gets_the_table_that_imgaug_reads():
+    assert in_process(numpy_2_gets_the_table_that_imgaug_reads)
+
+
 def test_every_parameter_is_documented():
     from cyclemlp_backbones.adapters.paddledet import CycleMLP
 
