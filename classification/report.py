@@ -155,14 +155,12 @@ def write_progress(log: Path) -> None:
             writer.writeheader()
             writer.writerows(lines)
     try:
-        import matplotlib
+        from matplotlib.figure import Figure  # without pyplot, which keeps what it draws
     except ImportError:
         logger.info("no curves: pip install matplotlib")
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4))
+    figure = Figure(figsize=(15, 4))
+    panels = figure.subplots(1, 3)
     for axes, title, event, names in zip(
         panels,
         ("training loss", "held-out accuracy, %", "learning rate"),
@@ -179,7 +177,6 @@ def write_progress(log: Path) -> None:
             axes.legend()
     figure.tight_layout()
     figure.savefig(log.with_name("curves.png"), dpi=80)
-    pyplot.close(figure)
 
 
 def configure_logging(world_rank: int = 0) -> None:

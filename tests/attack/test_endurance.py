@@ -88,7 +88,7 @@ def test_long_pretraining(attack, tmp_path):
     if steps >= 1000:
         assert growth < 8, growth
         assert handles[-len(handles) // 4 :].max() <= handles[len(handles) // 4 : len(handles) // 2].max()
-    assert processes.max() <= 5  # the trainer, two workers of the training and two of the evaluation
+    assert processes[len(processes) // 2 :].max() <= processes[: len(processes) // 2].max()
     attack.tell(
         f"{steps} steps: resident memory {memory[len(memory) // 2]:.0f} MB at the half, {memory[-2]:.0f} MB at the "
         f"end, slope of the second half {growth:.1f} kB a step; {handles.max()} open files, {processes.max()} "
@@ -152,7 +152,7 @@ def test_children(attack, how):
         child = context.Process(target=_child, args=(queue, count))
         child.start()
         try:
-            assert queue.get(timeout=60) == expected
+            assert queue.get(timeout=300) == expected
         finally:
             child.kill()
             child.join()
