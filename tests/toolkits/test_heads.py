@@ -79,7 +79,8 @@ class Checkout:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        path.write_text(json.dumps(answer))
+        if not str(answer).startswith("no end within"):  # a busy machine may be the reason
+            path.write_text(json.dumps(answer))
         return answer
 
 
@@ -91,12 +92,12 @@ results: dict[tuple[Path, str], str] = {}
 @pytest.fixture(scope="module", autouse=True)
 def page(request):
     yield
-    for checkout in CHECKOUTS.values():
-        if checkout.process:
-            checkout.process.communicate(timeout=60)
     if request.config.getoption("--write-table") and len(results) == len(CASES):
         text = render()
         write_atomically(PAGE, lambda file: Path(file).write_text(text))
+    for checkout in CHECKOUTS.values():
+        if checkout.process:
+            checkout.process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
@@ -121,11 +122,11 @@ def test_model_trains_and_evaluates_or_fails_as_its_row_says(root, name):
     row = TABLE[toolkit(root)][name]
     error = CHECKOUTS[root].ask(row)
     if "fails" not in row:
-        assert error == ""
+        assert not error
     else:
         assert re.search(re.escape(row["fails"]), error), error or "it works: take `fails` and `why` out of its row"
         if row.get("theirs"):  # the toolkit's own backbone meets it too
-            assert re.search(re.escape(row["fails"]), CHECKOUTS[root].ask({**row, "own": True}))
+            assert re.search(re.escape(row["fails"]), CHECKOUTS[root].ask({**row, "model": {}, "own": True}))
     results[root, name] = "no" if error else "yes"
 
 
@@ -157,7 +158,12 @@ def cells_of(kind: str, name: str, roots: list[Path]) -> list[str]:
     works = [results[root, name] if name in rows(root) else "–" for root in roots]
     settings = yaml.safe_dump(row["model"], default_flow_style=True, width=1000).strip() if "model" in row else ""
     padded = "images padded to a multiple of 32" if row.get("pad") and "why" not in row else ""
-    return [name, *works, "; ".join(filter(None, [row.get("why"), f"`{settings}`" if settings else "", padded]))]
+    fixed = "`eval_size` that of the images" if "eval_size" in row.get("test", {}) and "why" not in row else ""
+    return [
+        name,
+        *works,
+        "; ".join(filter(None, [row.get("why"), f"`{settings}`" if settings else "", padded, fixed, row.get("note")])),
+    ]
 
 
 INTRODUCTION = """# Heads
