@@ -42,10 +42,10 @@ def segmenter():
 
 
 def detector():
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet  # isort: skip  first: imgaug with numpy 2
     import ppdet
     from ppdet.core.workspace import create, load_config
 
-    from cyclemlp_backbones.adapters.paddledet import register_paddledet
     from cyclemlp_backbones.adapters.paddledet.repairs import REPAIRS
 
     register_paddledet(repair=True)
