@@ -178,7 +178,13 @@ def _zlib_fails_after_paddle(versions: Mapping[str, str]) -> Finding | None:
 def findings(versions: Mapping[str, str]) -> Iterator[Finding]:
     """Every conflict of this interpreter's environment, given `versions` of PACKAGES; starts interpreters."""
     yield from conflicts(versions)
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with writable_home() as replaced, ThreadPoolExecutor(max_workers=2) as pool:
+        if replaced:
+            yield Finding(
+                "note",
+                "nothing can be written into the home folder: `import paddle` fails in programs of your own",
+                "export HOME=DIR, a folder that can be written into; the commands of cyclemlp do so by themselves",
+            )
         imports = [pool.submit(_import_fails, module, versions) for module in _IMPORTS]
         for found in (*imports, pool.submit(_zlib_fails_after_paddle, versions)):
             if finding := found.result():
@@ -191,18 +197,31 @@ def findings(versions: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
-def import_paddle_without_home() -> None:
-    """Where nothing can be written into the home folder. Importing Paddle makes a folder there, or fails: it gets
-    another home for that time."""
+@contextlib.contextmanager
+def writable_home() -> Iterator[bool]:
+    """Where nothing can be written into the home folder, in which importing Paddle makes a folder, or fails: another
+    home for this time, and True."""
     cache = Path("~/.cache/paddle/dataset").expanduser()
     there = next(path for path in (cache, *cache.parents) if path.exists())
-    try:
+    with contextlib.suppress(OSError):
         if there != cache:
             tempfile.TemporaryFile(dir=there).close()
-    except OSError:
-        home = os.environ.pop("HOME", None)
-        with tempfile.TemporaryDirectory() as os.environ["HOME"], contextlib.suppress(ImportError):
-            importlib.import_module("paddle")
-        del os.environ["HOME"]
+        there = cache
+    if there == cache:
+        yield False
+        return
+    home = os.environ.pop("HOME", None)
+    try:
+        with tempfile.TemporaryDirectory() as os.environ["HOME"]:
+            yield True
+    finally:
+        os.environ.pop("HOME")
         if home is not None:
             os.environ["HOME"] = home
+
+
+def import_paddle_without_home() -> None:
+    """Imports Paddle where it would fail later, for want of a home folder to write into."""
+    with writable_home() as replaced, contextlib.suppress(ImportError):
+        if replaced:
+            importlib.import_module("paddle")

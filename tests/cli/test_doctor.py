@@ -185,5 +185,8 @@ def test_commands_need_no_home_to_write_into(tmp_path):
             "-m", "cyclemlp_backbones", "convert", "some.safetensors", "other.safetensors", cwd=tmp_path, HOME=home
         )
         assert "error: some.safetensors: not the weights of a CycleMLP" in run.stderr
+        doctor = python("-m", "cyclemlp_backbones", "doctor", cwd=tmp_path, HOME=home)
+        assert doctor.returncode == 0
+        assert "note: nothing can be written into the home folder" in doctor.stdout
         home_kept = "import os; from cyclemlp_backbones import cli; cli.main(['variants']); print(os.environ['HOME'])"
         assert python("-c", home_kept, cwd=tmp_path, HOME=home).stdout.splitlines()[-1] == home
