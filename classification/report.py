@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import gc
 import importlib
 import json
 import logging
@@ -177,6 +178,8 @@ def write_progress(log: Path) -> None:
             axes.legend()
     figure.tight_layout()
     figure.savefig(log.with_name("curves.png"), dpi=80)
+    del figure, panels, axes
+    gc.collect()  # half a megabyte of cycles, which Python would leave for long
 
 
 def configure_logging(world_rank: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import multiprocessing.util
 import os
 import signal
@@ -25,7 +26,7 @@ def is_interrupt(error: BaseException) -> bool:
 def starting_workers() -> Iterator[None]:
     """Around the start of processes that call `end_with_trainer`: frees the shared memory of those that were killed,
     and holds back SIGTERM, which would end one that has not come to the call."""
-    if sys.platform != "linux":
+    if not _is_told():
         yield
         return
     import fcntl
@@ -48,7 +49,7 @@ def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker:
     Paddle's own watch over that sleeps within the wait for the next indices. A SIGTERM by others than the trainer, as
     Slurm's to all processes, is left to the trainer, which takes the step that it is at to its end.
     """
-    if sys.platform == "linux":  # no other system tells
+    if _is_told():
         import fcntl
 
         # The lock tells that this process lives; its number does not to those in another container.
@@ -67,6 +68,11 @@ def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker:
         threading.Thread(target=watch, daemon=True).start()
     if init:
         init(worker)
+
+
+def _is_told() -> bool:
+    """Whether the system tells a worker of its trainer's end: Linux, where a fork server is not between the two."""
+    return sys.platform == "linux" and multiprocessing.get_start_method() != "forkserver"
 
 
 def _free(lock: Path) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from cyclemlp_backbones.cli import parser as command_parser
-from cyclemlp_backbones.factory import read_network
-from cyclemlp_backbones.weights.formats import LAYOUTS, write_checkpoint
 
 SUFFIXES = (".pdparams", ".safetensors")
 
@@ -21,7 +19,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--layout",
-        choices=LAYOUTS,
+        choices=("paddle", "torch"),
         help="layout of IN's Linear weights, where IN cannot tell: paddle [in, out], torch [out, in]",
     )
     parser.add_argument(
@@ -39,6 +37,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{output} exists already; choose another name, or overwrite it with --force")
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent}; create it first")
+
+    from cyclemlp_backbones.factory import read_network
+    from cyclemlp_backbones.weights.formats import write_checkpoint
 
     model, report = read_network(arguments.input, layout=arguments.layout)
     arrays = {name: tensor.numpy().astype(arguments.dtype) for name, tensor in model.state_dict().items()}

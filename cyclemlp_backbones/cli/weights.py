@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,6 @@ from cyclemlp_backbones import files
 from cyclemlp_backbones.checks import existing_file, visible
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.variants import VARIANTS
-from cyclemlp_backbones.weights.download import cached_path
-from cyclemlp_backbones.weights.formats import LAYOUTS, Layout, read_checkpoint
-from cyclemlp_backbones.weights.loading import PUBLISHED, locate_weights
-from cyclemlp_backbones.weights.pickles import CheckpointError
 
 
 def main(argv: list[str]) -> int:
@@ -24,9 +21,14 @@ def main(argv: list[str]) -> int:
     check = actions.add_parser("check", help="compare a file with the network, name by name, and run an image")
     for action in (get, check):
         action.add_argument("source", metavar="SOURCE", help="b1 to b5 (the published file), a URL or a path")
-    check.add_argument("--layout", choices=LAYOUTS, help="of Linear weights, where the file cannot tell")
+    check.add_argument("--layout", choices=("paddle", "torch"), help="of Linear weights, where the file cannot tell")
     check.add_argument("--names", action="store_true", help="print every name and shape in the file, whatever it is of")
     arguments = parser.parse_args(argv)
+
+    from cyclemlp_backbones.weights.download import cached_path
+    from cyclemlp_backbones.weights.formats import read_checkpoint
+    from cyclemlp_backbones.weights.loading import PUBLISHED, locate_weights
+
     if arguments.action == "list":
         for name, url in PUBLISHED.items():
             here = cached_path(url)
@@ -46,10 +48,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _check(path: Path, layout: Layout | None) -> None:
+def _check(path: Path, layout: Any) -> None:
     import paddle
 
     from cyclemlp_backbones.factory import read_network
+    from cyclemlp_backbones.weights.pickles import CheckpointError
 
     try:
         model, report = read_network(path, layout=layout)

@@ -57,9 +57,9 @@ def doctor(folder, packages, modules, **environment):
     ("packages", "modules", "problem", "remedy"),
     [
         (
-            {"paddlepaddle": "3.3.1", "numpy": "2.4.6", "opencv-python": "4.5.5.64"},
+            {"paddlepaddle": "3.3.1", "numpy": "2.3.5", "opencv-python": "4.5.5.64"},
             {"cv2": BROKEN_CV2},
-            "numpy 2.4.6 with opencv-python 4.5.5.64",
+            "numpy 2.3.5 with opencv-python 4.5.5.64",
             'pip install "numpy<2"',
         ),
         (
@@ -131,7 +131,7 @@ def test_a_sound_environment_has_no_finding(tmp_path):
 
 
 def test_numpy_in_which_one_element_is_no_number_is_found():
-    (finding,) = conflicts({"paddlepaddle": "3.3.1", "numpy": "2.4.6"})
+    (finding,) = conflicts({"paddlepaddle": "3.3.1", "numpy": "2.3.5"})
     assert finding.remedy == 'pip install "numpy<2.4"'
     assert not list(conflicts({"paddlepaddle": "3.3.1", "numpy": "2.3.5"}))
 
