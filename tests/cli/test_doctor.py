@@ -57,9 +57,9 @@ def doctor(folder, packages, modules, **environment):
     ("packages", "modules", "problem", "remedy"),
     [
         (
-            {"paddlepaddle": "3.3.1", "numpy": "2.3.5", "opencv-python": "4.5.5.64"},
+            {"paddlepaddle": "3.3.1", "numpy": "2.2.6", "opencv-python": "4.5.5.64"},
             {"cv2": BROKEN_CV2},
-            "numpy 2.3.5 with opencv-python 4.5.5.64",
+            "numpy 2.2.6 with opencv-python 4.5.5.64",
             'pip install "numpy<2"',
         ),
         (
