@@ -199,7 +199,7 @@ def findings(versions: Mapping[str, str]) -> Iterator[Finding]:
 
 @contextlib.contextmanager
 def writable_home() -> Iterator[bool]:
-    """Where nothing can be written into the home folder, in which importing Paddle makes a folder, or fails: another
+    """Where nothing can be written into the home folder, in which Paddle makes folders, or fails: another
     home for this time, and True."""
     cache = Path("~/.cache/paddle/dataset").expanduser()
     there = next(path for path in (cache, *cache.parents) if path.exists())

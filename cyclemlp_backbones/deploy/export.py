@@ -34,6 +34,7 @@ from cyclemlp_backbones.deploy.manifest import (
 )
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 from cyclemlp_backbones.deploy.verify import Case, cases, compare, feeds
+from cyclemlp_backbones.environment import writable_home  # to_static writes there too
 from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.variants import VARIANTS
 
@@ -171,7 +172,7 @@ def save_paddle(model: Exportable, folder: Path, device: str, stem: str = "model
     """The names of the files written, in the graph's form for `device`: the program, the weights."""
     model.layer.eval()
     form = cpu_graph_forms(model.layer) if device == "cpu" else contextlib.nullcontext()
-    with warnings.catch_warnings(), _whole_graphs(), _sizes_for_factors(), form:
+    with writable_home(), warnings.catch_warnings(), _whole_graphs(), _sizes_for_factors(), form:
         # Paddle's own zeros_like asks a graph's tensor for its place, and Paddle warns about that, once per use.
         warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
         static = paddle.jit.to_static(model.layer, input_spec=list(model.input_spec), full_graph=True)
