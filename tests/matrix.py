@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.documents import Part, read_json, write_json
 from cyclemlp_backbones.environment import VERSIONS
+from cyclemlp_backbones.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "support.md"
@@ -179,7 +180,7 @@ def main(chosen: Sequence[str]) -> int:
             row["with"] = installed(python)
         failed += any("pip:" not in said and said != "yes" for part, said in row.items() if part in PARTS)
         cells = {**read_json(VERSIONS), cell: row}
-        write_json(VERSIONS, cells)
+        write_atomically(VERSIONS, lambda file, cells=cells: write_json(file, cells))
         TABLE.write(DOCUMENT, table(cells))
         print(f"{cell} ({time.monotonic() - started:.0f} s): {row}", flush=True)
     return int(failed > 0)
