@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclemlp_backbones.checks import check_launch_port
+from cyclemlp_backbones.environment import writable_home
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "__main__.py"
 """The file that paddle.distributed.launch runs: it takes a file, no module."""
@@ -64,9 +65,10 @@ def how_to_go_on(adapter: str, arguments: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def importing(toolkit: str, package: str, extra: str) -> Iterator[None]:
-    """ImportErrors of `package` with the remedy."""
+    """ImportErrors of `package` with the remedy. PaddleSeg makes a folder in the home folder."""
     try:
-        yield
+        with writable_home():
+            yield
     except ImportError as error:
         install = f'`pip install "cyclemlp-backbones[{extra}]"`'
         if sys.version_info >= (3, 12):

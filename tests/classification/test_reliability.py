@@ -1,5 +1,6 @@
 """What a run survives: failed evaluations, SIGTERM, kills, damaged run states, full disks, a second run."""
 
+import contextlib
 import json
 import os
 import resource
@@ -206,6 +207,9 @@ def test_a_launch_of_which_one_process_is_killed_ends_and_leaves_none(digits, tm
             os.kill(ranks[-1], signal.SIGKILL)
             assert process.wait(timeout=60) != 0
         finally:
+            for pid in descendants(process.pid):  # which a launcher that is killed leaves to themselves
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.kill()
     assert left_behind(pids) == ([], [])
 
