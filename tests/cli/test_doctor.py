@@ -131,7 +131,7 @@ def test_a_sound_environment_has_no_finding(tmp_path):
 
 
 def test_numpy_in_which_one_element_is_no_number_is_found():
-    (finding,) = conflicts({"paddlepaddle": "3.3.1", "numpy": "2.3.5"})
+    (finding,) = conflicts({"paddlepaddle": "3.3.1", "numpy": "2.4.6"})
     assert finding.remedy == 'pip install "numpy<2.4"'
     assert not list(conflicts({"paddlepaddle": "3.3.1", "numpy": "2.3.5"}))
 

@@ -28,7 +28,7 @@ class _Maps(list):
         return super().__getitem__(int(key[3:]) - 6 if isinstance(key, str) else key)
 
 
-class _Backbone(CycleNet):
+class _CycleMLP(CycleNet):
     """A CycleNet with what PaddleSeg's models read."""
 
     @property
@@ -66,7 +66,7 @@ def _backbone(variant: str) -> Callable[..., CycleNet]:
             pretrained=pretrained,
             layout=layout,
         )
-        backbone.__class__ = _Backbone
+        backbone.__class__ = _CycleMLP
         return backbone
 
     build.__name__ = build.__qualname__ = f"CycleMLP_{variant.upper()}"
