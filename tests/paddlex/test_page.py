@@ -187,10 +187,10 @@ def test_detects_as_predict_and_as_the_checkouts_export(page, images, kind, name
         boxes = found[f"boxes{index}"]
         np.testing.assert_allclose(boxes, exported[f"boxes{index}"], atol=1e-3)
         np.testing.assert_array_equal(found[f"masks{index}"], exported[f"masks{index}"])
-        assert len(boxes) > 2
         ours = [row(entry) for entry in detections if entry["image_id"] == index + 1]
         if index < 2:  # the third is resized, by OpenCV there and by Pillow here
             np.testing.assert_allclose(by_score(boxes), by_score(ours), atol=2e-3)
+    assert sum(len(found[f"boxes{index}"]) for index in range(3)) > 5
 
 
 def row(entry):
