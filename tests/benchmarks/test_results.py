@@ -113,6 +113,16 @@ def test_smoke_names_what_is_too_slow_in_all_tries(capsys):
     assert "TOO SLOW" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("processor", "status"), [("a processor", 1), ("another", 0)])
+def test_smoke_tells_nothing_of_another_processor_than_the_stored_one(monkeypatch, capsys, processor, status):
+    monkeypatch.setattr(smoke, "start_again_with", lambda _: None)
+    monkeypatch.setattr(smoke.Results, "read", staticmethod(lambda _: results()))
+    monkeypatch.setattr(smoke, "CHECKS", {"forward_1_resnet50": lambda: 9.0})
+    monkeypatch.setattr(smoke, "describe_machine", lambda: {"processor": processor})
+    assert smoke.main() == status
+    assert ("is of another processor" in capsys.readouterr().out) == (status == 0)
+
+
 def test_smoke_checks_the_network_and_every_width_of_the_layer():
     assert list(smoke.CHECKS) == ["forward_1_resnet50", *(f"cyclefc_forward_{c}" for c in (64, 128, 320, 512))]
 
