@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
 def _check(path: Path, layout: Any) -> None:
     import paddle
 
+    from cyclemlp_backbones.deploy.export import variant_of
     from cyclemlp_backbones.factory import read_network
     from cyclemlp_backbones.weights.pickles import CheckpointError
 
@@ -59,9 +60,8 @@ def _check(path: Path, layout: Any) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{error}. `cyclemlp weights check {path} --names` prints what it has") from error
     print(f"sha256 {files.sha256(path)}")
-    size = [len(stage) for stage in model.network[::2]], [spec.channels for spec in model.stage_specs]
-    known = [name for name, v in VARIANTS.items() if (list(v.depths), list(v.embed_dims)[-len(size[1]) :]) == size]
-    print(f"CycleMLP {' or '.join(known) or 'of a size of its own'}, blocks {size[0]}")
+    blocks = [len(stage) for stage in model.network[::2]]
+    print(f"CycleMLP {variant_of(model) or 'of a size of its own'}, blocks {blocks}")
     print(report)
     model.eval()
     image = np.sin(np.arange(model.in_channels * 224 * 224, dtype=np.float64) / 997).astype(np.float32)
