@@ -88,7 +88,7 @@ def test_long_pretraining(attack, tmp_path):
     if steps >= 1000:
         assert growth < 8, growth
         assert handles[-len(handles) // 4 :].max() <= handles[len(handles) // 4 : len(handles) // 2].max()
-    assert processes[len(processes) // 2 :].max() <= processes[: len(processes) // 2].max()
+    assert processes.max() <= 1 + 2 + 2  # the trainer, two workers of the training data, two of an evaluation
     attack.tell(
         f"{steps} steps: resident memory {memory[len(memory) // 2]:.0f} MB at the half, {memory[-2]:.0f} MB at the "
         f"end, slope of the second half {growth:.1f} kB a step; {handles.max()} open files, {processes.max()} "
