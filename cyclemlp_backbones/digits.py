@@ -28,10 +28,10 @@ CLASSES = ("background", *map(str, range(10)))
 """Names of the class ids 0 to 10: the digit `d` is class `d + 1`."""
 
 PALETTE = (
-    (0, 0, 0), (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
-    (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (170, 110, 40),
+    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128),
+    (0, 128, 128), (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0),
 )  # fmt: skip
-"""A colour for each class, RGB."""
+"""A colour for each class, RGB: those of `pictures.class_palette`, which needs Pillow."""
 
 SPLITS = ("train", "val")
 FORMATS = ("seg", "coco", "imagenet")

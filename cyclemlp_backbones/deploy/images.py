@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,12 @@ _LONGEST = 4
 @dataclass(frozen=True)
 class ImageFile:
     """An image to predict, `file_name`, its path below the folder it was found in, and the name of its results: the
-    same without suffix, where no other image has that."""
+    same without suffix, where no other image has that. `picture` is that of a video's frame, which has no file."""
 
     path: Path
     file_name: str
     name: str
+    picture: Image.Image | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

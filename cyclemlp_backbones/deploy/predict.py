@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from cyclemlp_backbones.deploy.results import (
 )
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 from cyclemlp_backbones.deploy.tiling import check_tiling, segment_tiles
+from cyclemlp_backbones.deploy.video import Video
 from cyclemlp_backbones.pictures import UNREADABLE, read_rgb
 
 _MODEL_PIXELS = 4096 * 4096
@@ -84,53 +85,51 @@ class Options:
 
 def predict_files(
     model: DeployedModel,
-    files: Sequence[ImageFile],
+    files: Iterable[ImageFile],
     folder: Path,
     options: Options,
     *,
     image_ids: Mapping[ImageFile, int] | None = None,
-) -> Iterator[tuple[ImageFile, str | None]]:
-    """Writes the results of `files` into `folder`; yields each file when it is done, with what is wrong or None.
+    video: Video | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Writes the results of `files` into `folder`; yields for each when it is done its `image`, `results`, and the
+    `files` written below `folder`, or its `image` and `error`.
 
     A file that cannot be read, is too large, or has no result in finite numbers is left out, and the others are done.
+    Overlays of the frames of a `video` become one.
     """
     manifest = model.manifest
     options.check(manifest)
+    common: dict[str, Any] = {"pictures": options.pictures, "video": video}
     writer: ClassWriter | MaskWriter | DetectionWriter
     if manifest.task == "cls":
-        writer = ClassWriter(folder, manifest, top=options.top, pictures=options.pictures)
+        writer = ClassWriter(folder, manifest, top=options.top, **common)
     elif manifest.task == "seg":
-        writer = MaskWriter(folder, manifest, pictures=options.pictures)
+        writer = MaskWriter(folder, manifest, **common)
     else:
-        writer = DetectionWriter(
-            folder,
-            manifest,
-            image_ids=image_ids,
-            draw_threshold=options.draw_threshold,
-            pictures=options.pictures,
-        )
-    broken: list[tuple[ImageFile, str]] = []
+        writer = DetectionWriter(folder, manifest, image_ids=image_ids, draw_threshold=options.draw_threshold, **common)
+    broken: _Broken = []
     try:
         for file, image, result in (_tiled if options.tile else _batched)(model, files, options, broken):
             try:
-                writer.write(file, image, result())
+                yield writer.write(file, image, result())
             except UnusableResult as error:
-                broken.append((file, _described(error)))
-            else:
-                yield file, None
+                broken.append({"image": str(file.path), "error": _described(error)})
             while broken:
                 yield broken.pop(0)
         yield from broken
     finally:
         writer.close()
+        if video is not None:
+            video.close()
 
 
-_Broken = list[tuple[ImageFile, str]]
+_Broken = list[dict[str, Any]]
 _Result = tuple[ImageFile, Image.Image, Callable[[], Any]]
 """A file, its picture, and what gives its result or raises UnusableResult."""
 
 
-def _batched(model: DeployedModel, files: Sequence[ImageFile], options: Options, broken: _Broken) -> Iterator[_Result]:
+def _batched(model: DeployedModel, files: Iterable[ImageFile], options: Options, broken: _Broken) -> Iterator[_Result]:
     manifest = model.manifest
     most = options.model_pixels(manifest)
 
@@ -145,7 +144,7 @@ def _batched(model: DeployedModel, files: Sequence[ImageFile], options: Options,
             yield file, image, partial(result, index)
 
 
-def _tiled(model: DeployedModel, files: Sequence[ImageFile], options: Options, broken: _Broken) -> Iterator[_Result]:
+def _tiled(model: DeployedModel, files: Iterable[ImageFile], options: Options, broken: _Broken) -> Iterator[_Result]:
     def probabilities(pixels: np.ndarray) -> np.ndarray:
         logits = model.run({"image": to_array(pixels, model.manifest.preprocessing)[None]})[0][0]
         return softmax(_finite(logits)[:, : pixels.shape[0], : pixels.shape[1]], axis=0)
@@ -156,14 +155,14 @@ def _tiled(model: DeployedModel, files: Sequence[ImageFile], options: Options, b
 
 
 def _read(
-    files: Sequence[ImageFile], take: Callable[[Image.Image], Any], options: Options, broken: _Broken
+    files: Iterable[ImageFile], take: Callable[[Image.Image], Any], options: Options, broken: _Broken
 ) -> Iterator[tuple[ImageFile, Image.Image, Any]]:
     for file in files:
         try:
-            image = read_rgb(file.path, most_pixels=options.max_pixels)
+            image = file.picture or read_rgb(file.path, most_pixels=options.max_pixels)
             taken = take(image)
         except UNREADABLE as error:
-            broken.append((file, _described(error)))
+            broken.append({"image": str(file.path), "error": _described(error)})
             continue
         yield file, image, taken
 
@@ -195,13 +194,17 @@ def _predict(model: DeployedModel, prepared: Sequence[Prepared], options: Option
 
 
 def _labels(prepared: Prepared, logits: np.ndarray) -> np.ndarray:
-    """The class of each pixel of the original picture."""
-    labels = logits[:, : prepared.content[0], : prepared.content[1]].argmax(axis=0)
+    """The class of each pixel of the original picture: logits are enlarged, a class at a time, and then compared."""
+    logits = logits[:, : prepared.content[0], : prepared.content[1]]
     if prepared.content == prepared.original:
-        return labels
-    height, width = prepared.original
-    small = Image.fromarray(labels.astype(np.int32))
-    return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
+        return logits.argmax(axis=0)
+    labels = np.zeros(prepared.original, np.int32)
+    best = np.full(prepared.original, -np.inf, np.float32)
+    for label, plane in enumerate(logits.astype(np.float32)):
+        enlarged = Image.fromarray(plane).resize(prepared.original[::-1], Image.Resampling.BILINEAR)
+        labels[np.asarray(enlarged) > best] = label
+        best = np.maximum(best, enlarged)
+    return labels
 
 
 def _detect(

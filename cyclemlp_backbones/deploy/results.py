@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from cyclemlp_backbones.deploy.drawing import Colour, fitted, mark, paint, with_legend
 from cyclemlp_backbones.deploy.images import ImageFile
 from cyclemlp_backbones.deploy.manifest import Manifest
+from cyclemlp_backbones.deploy.video import Video
 from cyclemlp_backbones.pictures import class_palette
 
-_LARGEST_PICTURE = 2048
-_OPACITY = 0.5
+_BACKGROUND = ("background", "_background_", "背景", "0")
+"""What class 0 is called where it is nothing in particular, or where classes have numbers alone."""
 
 
 @dataclass(frozen=True)
@@ -33,74 +35,97 @@ class Detections:
 
 
 class _Writer:
-    def __init__(self, folder: Path, manifest: Manifest, header: Sequence[str], *, pictures: bool):
-        self.folder, self.manifest, self.pictures = folder, manifest, pictures
+    """What all tasks' results have: results.csv, a line for each of an image's results, and pictures."""
+
+    def __init__(self, folder: Path, manifest: Manifest, header: Sequence[str], *, pictures: bool, video: Video | None):
+        self.folder, self.manifest, self.pictures, self.video = folder, manifest, pictures, video
         folder.mkdir(parents=True, exist_ok=True)
         # A name that is no text in UTF-8 is written with backslashes.
         self._file = (folder / "results.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace")
+        self._header = header
         self._csv = csv.writer(self._file)
-        self._csv.writerow((*header, "result"))
+        self._csv.writerow(("image", *header, "result", "files"))
 
     def close(self) -> None:
         self._file.close()
 
-    def _row(self, file: ImageFile, *values: Any) -> None:
-        """A line of results.csv: the image, `values`, and the name of its mask and overlay without their suffix."""
-        self._csv.writerow((str(file.path), *values, file.name))
-
-    def _save(self, image: Image.Image, part: str, name: str, suffix: str, **options: Any) -> None:
-        path = self.folder / part / f"{name}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, **options)
+    def _finish(self, file: ImageFile, rows: Sequence[Sequence[Any]], **pictures: Image.Image) -> dict[str, Any]:
+        """Saves the pictures of an image, each in the folder of its name; its lines of results.csv (one without values
+        if it has no results); what `predict_files` says of it."""
+        files = []
+        for part, picture in pictures.items():
+            name = f"{part}/{file.name}{'.png' if part == 'masks' else '.jpg'}"
+            if part == "overlays" and self.video is not None:
+                name = f"{part}/{self.video.name}.mp4"
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if part == "overlays" and self.video is not None:
+                self.video.write(path, picture)
+            else:
+                picture.save(path, quality=90)
+            files.append(name)
+        for row in rows or [[""] * len(self._header)]:
+            self._csv.writerow((str(file.path), *row, file.name, ";".join(files)))
+        results = [dict(zip(self._header, row)) for row in rows]
+        return {"image": str(file.path), "results": results, "files": files}
 
     def _name(self, label: int) -> str:
         classes = self.manifest.classes
         return classes[label] if label < len(classes) else str(label)
 
-    def _colours(self) -> tuple[tuple[int, int, int], ...]:
+    def _colours(self) -> tuple[Colour, ...]:
         return self.manifest.palette or class_palette(len(self.manifest.classes))
+
+    def _legend(self, labels: Sequence[int]) -> list[tuple[str, Colour | None]]:
+        """Names and colours of classes, white for none; of a video, whose pictures are of one size, of all."""
+        shown = range(len(self.manifest.classes)) if self.video is not None else labels
+        return [(self._name(n), (255, 255, 255) if n in self._plain() else self._colours()[n]) for n in shown]
+
+    def _plain(self) -> tuple[int, ...]:
+        """The class that is not coloured."""
+        return (0,) if self.manifest.task == "seg" and self.manifest.classes[0].lower() in _BACKGROUND else ()
 
 
 class ClassWriter(_Writer):
     """results.csv (image, rank, class, probability), and pictures with their best classes below."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, top: int, pictures: bool):
-        super().__init__(folder, manifest, ("image", "rank", "number", "class", "probability"), pictures=pictures)
+    def __init__(self, folder: Path, manifest: Manifest, *, top: int, pictures: bool, video: Video | None):
+        header = ("rank", "number", "class", "probability")
+        super().__init__(folder, manifest, header, pictures=pictures, video=video)
         self.top = top
 
-    def write(self, file: ImageFile, image: Image.Image, logits: np.ndarray) -> None:
+    def write(self, file: ImageFile, image: Image.Image, logits: np.ndarray) -> dict[str, Any]:
         shares = softmax(logits, axis=0)
-        best = np.argsort(-shares, kind="stable")[: self.top]
-        for rank, label in enumerate(best.tolist(), 1):
-            self._row(file, rank, label, self._name(label), f"{shares[label]:.6f}")
-        if self.pictures:
-            lines = [f"{shares[label]:6.1%}  {self._name(label)}" for label in best.tolist()]
-            self._save(_with_lines(_smaller(image), lines), "overlays", file.name, ".jpg", quality=90)
+        best = np.argsort(-shares, kind="stable")[: self.top].tolist()
+        rows = [(rank, label, self._name(label), _rounded(shares[label])) for rank, label in enumerate(best, 1)]
+        if not self.pictures:
+            return self._finish(file, rows)
+        lines = [(f"{shares[label]:.1%}  {self._name(label)}", None) for label in best]
+        return self._finish(file, rows, overlays=with_legend(fitted(image), lines))
 
 
 class MaskWriter(_Writer):
     """masks/*.png with the class numbers, in the classes' colours; overlays; results.csv (image, class, pixels)."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, pictures: bool):
-        super().__init__(folder, manifest, ("image", "number", "class", "pixels", "share"), pictures=pictures)
+    def __init__(self, folder: Path, manifest: Manifest, *, pictures: bool, video: Video | None):
+        header = ("number", "class", "pixels", "share")
+        super().__init__(folder, manifest, header, pictures=pictures, video=video)
 
-    def write(self, file: ImageFile, image: Image.Image, labels: np.ndarray) -> None:
-        counts = np.bincount(labels.ravel())
-        for label in np.flatnonzero(counts).tolist():
-            share = counts[label] / labels.size
-            self._row(file, label, self._name(label), counts[label], f"{share:.6f}")
-        if len(self._colours()) > 256:
+    def write(self, file: ImageFile, image: Image.Image, labels: np.ndarray) -> dict[str, Any]:
+        counts, colours = np.bincount(labels.ravel()), self._colours()
+        found = np.flatnonzero(counts).tolist()
+        rows = [
+            (label, self._name(label), int(counts[label]), _rounded(counts[label] / labels.size)) for label in found
+        ]
+        if len(colours) > 256:
             mask = Image.fromarray(labels.astype(np.uint16))
         else:
             mask = Image.fromarray(labels.astype(np.uint8))
-            mask.putpalette([channel for colour in self._colours() for channel in colour])
-        self._save(mask, "masks", file.name, ".png")
-        if self.pictures:
-            size = _smaller_size(image)
-            colours = np.asarray(self._colours(), np.uint8)
-            small = Image.fromarray(labels.astype(np.uint16) if len(colours) > 256 else labels.astype(np.uint8))
-            shown = Image.fromarray(colours[np.asarray(small.resize(size, Image.Resampling.NEAREST))])
-            self._save(Image.blend(_smaller(image), shown, _OPACITY), "overlays", file.name, ".jpg", quality=90)
+            mask.putpalette([channel for colour in colours for channel in colour])
+        if not self.pictures:
+            return self._finish(file, rows, masks=mask)
+        overlay = with_legend(paint(image, labels, colours, self._plain()), self._legend(found))
+        return self._finish(file, rows, masks=mask, overlays=overlay)
 
 
 class DetectionWriter(_Writer):
@@ -115,31 +140,32 @@ class DetectionWriter(_Writer):
         image_ids: Mapping[ImageFile, int] | None,
         draw_threshold: float,
         pictures: bool,
+        video: Video | None,
     ):
-        header = ("image", "image_id", "category_id", "class", "score", "x1", "y1", "x2", "y2")
-        super().__init__(folder, manifest, header, pictures=pictures)
+        header = ("image_id", "category_id", "class", "score", "x1", "y1", "x2", "y2")
+        super().__init__(folder, manifest, header, pictures=pictures, video=video)
         self._ids, self._draw_threshold = image_ids, draw_threshold
         self._images: list[dict[str, Any]] = []
         self._results: list[dict[str, Any]] = []
 
-    def write(self, file: ImageFile, image: Image.Image, found: Detections) -> None:
+    def write(self, file: ImageFile, image: Image.Image, found: Detections) -> dict[str, Any]:
         identity = len(self._images) + 1 if self._ids is None else self._ids[file]
         self._images.append({"id": identity, "file_name": file.file_name, "width": image.width, "height": image.height})
+        rows = []
         for index, (label, score, box) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), found.boxes)):
             x1, y1, x2, y2 = (round(float(value), 3) for value in box)
             category = self.manifest.category_ids[label]
-            self._row(file, identity, category, self._name(label), f"{score:.6f}", x1, y1, x2, y2)
+            rows.append((identity, category, self._name(label), _rounded(score), x1, y1, x2, y2))
             result = {
                 "image_id": identity,
                 "category_id": category,
                 "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-                "score": round(score, 6),
+                "score": _rounded(score),
             }
             if found.masks is not None:
                 result["segmentation"] = found.masks[index]
             self._results.append(result)
-        if self.pictures:
-            self._save(self._draw(image, found), "overlays", file.name, ".jpg", quality=90)
+        return self._finish(file, rows, **({"overlays": self._draw(image, found)} if self.pictures else {}))
 
     def close(self) -> None:
         super().close()
@@ -151,23 +177,20 @@ class DetectionWriter(_Writer):
         (self.folder / "detections.json").write_text(json.dumps(self._results), encoding="utf-8")
 
     def _draw(self, image: Image.Image, found: Detections) -> Image.Image:
-        picture = _smaller(image).copy()
+        picture = fitted(image)
         factors = (picture.width / image.width, picture.height / image.height) * 2
-        for index in np.argsort(found.scores, kind="stable").tolist():  # the best on top
-            if found.scores[index] < self._draw_threshold:
-                continue
+        drawn = np.flatnonzero(found.scores >= self._draw_threshold)
+        for index in drawn[np.argsort(found.scores[drawn], kind="stable")].tolist():  # the best on top
             label = int(found.labels[index])
-            colour = self._colours()[label]
-            if found.masks is not None:
-                mask = Image.fromarray(decode_mask(found.masks[index]) * np.uint8(255 * _OPACITY))
-                picture.paste(colour, (0, 0), mask.resize(picture.size, Image.Resampling.NEAREST))
-            corners = [float(value) * factor for value, factor in zip(found.boxes[index], factors)]
-            draw = ImageDraw.Draw(picture)
-            draw.rectangle(
-                (min(corners[0::2]), min(corners[1::2]), max(corners[0::2]), max(corners[1::2])), None, colour, 2
-            )
-            _label(draw, (corners[0], corners[1]), f"{self._name(label)} {found.scores[index]:.2f}", colour)
-        return picture
+            mask = None if found.masks is None else decode_mask(found.masks[index])
+            box = [float(value) * factor for value, factor in zip(found.boxes[index], factors)]
+            mark(picture, box, f"{self._name(label)} {found.scores[index]:.2f}", self._colours()[label], mask)
+        heading = f"threshold {self._draw_threshold:.2f}: {len(drawn)} of {len(found.scores)} objects"
+        return with_legend(picture, [(heading, None), *self._legend(np.unique(found.labels[drawn]).tolist())])
+
+
+def _rounded(share: float) -> float:
+    return round(float(share), 6)
 
 
 def softmax(logits: np.ndarray, *, axis: int) -> np.ndarray:
@@ -219,38 +242,3 @@ def coco_image_ids(files: Sequence[ImageFile], annotations: Path) -> dict[ImageF
         if other is not file:
             raise ValueError(f"{annotations} has one image for two, {other.path} and {file.path}: id {ids[file]}")
     return ids
-
-
-def _smaller_size(image: Image.Image) -> tuple[int, int]:
-    scale = min(1.0, _LARGEST_PICTURE / max(image.size))
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
-
-
-def _smaller(image: Image.Image) -> Image.Image:
-    size = _smaller_size(image)
-    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
-
-
-def _with_lines(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The picture, at least 240 wide, with lines of text below."""
-    scale = max(1.0, min(240 / image.width, 4096 / image.height))
-    shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    line = 14
-    panel = Image.new("RGB", (max(240, shown.width), shown.height + line * len(lines) + 6), "white")
-    panel.paste(shown, (0, 0))
-    draw = ImageDraw.Draw(panel)
-    for index, text in enumerate(lines):
-        draw.text((4, shown.height + 3 + line * index), _printable(text), fill="black", font=ImageFont.load_default())
-    return panel
-
-
-def _label(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, colour: tuple[int, int, int]) -> None:
-    text, font = _printable(text), ImageFont.load_default()
-    left, top, right, bottom = draw.textbbox(corner, text, font=font)
-    draw.rectangle((left, top, right + 2, bottom + 1), fill=colour)
-    draw.text((corner[0] + 1, corner[1]), text, fill="black" if sum(colour) > 380 else "white", font=font)
-
-
-def _printable(text: str) -> str:
-    """Pillow's oldest default font has Latin letters only."""
-    return text.encode("latin-1", "replace").decode("latin-1")

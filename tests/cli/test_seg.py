@@ -21,6 +21,7 @@ from PIL import Image
 from cyclemlp_backbones.adapters.paddleseg import SemanticFPN
 from cyclemlp_backbones.cli import main
 from cyclemlp_backbones.factory import build_backbone
+from cyclemlp_backbones.pictures import class_palette
 from tests.adapters.tiny_seg import (
     BACKBONE,
     NUM_CLASSES,
@@ -101,21 +102,22 @@ def test_val_with_windows_and_augmentation_runs(trained, capsys):
 
 
 @pytest.mark.slow
-def test_predict_writes_classes_in_the_given_colours(trained):
+def test_predict_writes_classes_in_the_given_colours_or_those_of_the_other_commands(trained):
     config, _ = trained
     weights = config.parent / "out" / "best_model" / "model.pdparams"
-    colours = [0, 0, 0, 255, 0, 0, 0, 0, 255]
-    flags = ["--image_path", config.parent / "0.png", "--save_dir", config.parent / "pictures"]
-    assert seg("predict", config, "--model_path", weights, *flags, "--custom_color", *colours) == 0
-    picture = Image.open(config.parent / "pictures" / "pseudo_color_prediction" / "0.png")
+    given = [0, 0, 0, 255, 0, 0, 0, 0, 255]
     model = SemanticFPN(NUM_CLASSES, build_network(), pretrained=weights)
     model.eval()
     pixels = np.asarray(Image.open(config.parent / "0.png"), "float32").transpose(2, 0, 1)[None]
     (logits,) = model(paddle.to_tensor((pixels / 255 - 0.5) / 0.5))
     classes = logits.numpy()[0].argmax(0)
-    np.testing.assert_array_equal(np.asarray(picture), classes)
-    np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), np.reshape(colours, (3, 3))[classes])
-    assert Image.open(config.parent / "pictures" / "added_prediction" / "0.png").size == (SIZE, SIZE)
+    for folder, more, colours in (("a", ["--custom_color", *given], given), ("b", [], class_palette(NUM_CLASSES))):
+        flags = ["--image_path", config.parent / "0.png", "--save_dir", config.parent / folder]
+        assert seg("predict", config, "--model_path", weights, *flags, *more) == 0
+        picture = Image.open(config.parent / folder / "pseudo_color_prediction" / "0.png")
+        np.testing.assert_array_equal(np.asarray(picture), classes)
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), np.reshape(colours, (3, 3))[classes])
+        assert Image.open(config.parent / folder / "added_prediction" / "0.png").size == (SIZE, SIZE)
 
 
 def build_network():

@@ -54,6 +54,18 @@ def test_probabilities_are_of_the_named_classes(classifier, tmp_path):
     assert [float(row["probability"]) for row in found] == pytest.approx(sorted(shares, reverse=True), abs=1e-4)
 
 
+def test_images_may_stand_behind_the_flags_and_every_result_is_printed(classifier, tmp_path, capsys):
+    save(tmp_path / "one.png")
+    (tmp_path / "two.png").write_bytes(b"no picture")
+    flags = ["--json", "--top", "2", "--out", str(tmp_path / "out")]
+    assert main(["predict", str(classifier / "paddle"), *flags, str(tmp_path / "one.png"), str(tmp_path / "two.png")])
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["image"] == str(tmp_path / "one.png")
+    assert [result["class"] for result in first["results"]] == [row["class"] for row in rows(tmp_path / "out")]
+    assert all((tmp_path / "out" / name).is_file() for name in first["files"])
+    assert second == {"image": str(tmp_path / "two.png"), "error": second["error"]}
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

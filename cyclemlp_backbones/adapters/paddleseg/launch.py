@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from paddleseg.utils import get_image_list, utils
 from cyclemlp_backbones.adapters import guards
 from cyclemlp_backbones.adapters.launch import config_errors, taken
 from cyclemlp_backbones.checks import did_you_mean, existing_file
+from cyclemlp_backbones.pictures import class_palette
 from cyclemlp_backbones.weights.loading import load_model_weights
 
 _TRAINING = (
@@ -215,8 +217,7 @@ def run_predict(args: argparse.Namespace) -> None:
     """Writes, per image, the classes in colours and the image with the colours over it, below `save_dir`."""
     config, builder = _load_config(args)
     test_config = _test_config(config, args, "aug_pred")
-    if args.custom_color:
-        test_config["custom_color"] = args.custom_color
+    test_config["custom_color"] = args.custom_color or [*chain(*class_palette(256))]  # as `cyclemlp predict`
     utils.set_device(args.device)
     with seg_errors(args.config):
         model, transforms = builder.model, Compose(builder.val_transforms)
