@@ -13,14 +13,7 @@ from PIL import Image
 
 from cyclemlp_backbones.deploy.images import ImageFile, Prepared, batches_of_equal_shape, prepare, to_array
 from cyclemlp_backbones.deploy.manifest import Manifest
-from cyclemlp_backbones.deploy.results import (
-    ClassWriter,
-    Detections,
-    DetectionWriter,
-    MaskWriter,
-    encode_mask,
-    softmax,
-)
+from cyclemlp_backbones.deploy.results import Describer, Detections, Writer, encode_mask, softmax
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 from cyclemlp_backbones.deploy.tiling import check_tiling, segment_tiles
 from cyclemlp_backbones.deploy.video import Video
@@ -100,14 +93,10 @@ def predict_files(
     """
     manifest = model.manifest
     options.check(manifest)
-    common: dict[str, Any] = {"pictures": options.pictures, "video": video}
-    writer: ClassWriter | MaskWriter | DetectionWriter
-    if manifest.task == "cls":
-        writer = ClassWriter(folder, manifest, top=options.top, **common)
-    elif manifest.task == "seg":
-        writer = MaskWriter(folder, manifest, **common)
-    else:
-        writer = DetectionWriter(folder, manifest, image_ids=image_ids, draw_threshold=options.draw_threshold, **common)
+    describer = Describer(
+        manifest, top=options.top, draw_threshold=options.draw_threshold, all_classes=video is not None
+    )
+    writer = Writer(folder, describer, image_ids=image_ids, pictures=options.pictures, video=video)
     broken: _Broken = []
     try:
         for file, image, result in (_tiled if options.tile else _batched)(model, files, options, broken):
@@ -139,7 +128,7 @@ def _batched(model: DeployedModel, files: Iterable[ImageFile], options: Options,
     # Masks one picture at a time: Paddle cannot join the proposals of several, which differ in number.
     size = 1 if "mask" in manifest.outputs else options.batch_size
     for batch in batches_of_equal_shape(_read(files, take, options, broken), size, most_pixels=most):
-        result = _predict(model, [prepared for _, _, prepared in batch], options)
+        result = predict_batch(model, [prepared for _, _, prepared in batch], options)
         for index, (file, image, _) in enumerate(batch):
             yield file, image, partial(result, index)
 
@@ -177,8 +166,9 @@ def _finite(numbers: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _predict(model: DeployedModel, prepared: Sequence[Prepared], options: Options) -> Callable[[int], Any]:
-    """Runs the model; the result of the image with a given number among `prepared`."""
+def predict_batch(model: DeployedModel, prepared: Sequence[Prepared], options: Options) -> Callable[[int], Any]:
+    """Runs the model once for pictures `prepared` to one shape; the result of that with a given number: logits
+    [classes], labels [H, W] of the original picture, or `Detections`. UnusableResult where it has none."""
     manifest = model.manifest
     images = np.stack([one.array for one in prepared])
     if manifest.task == "det" and manifest.nms is None:

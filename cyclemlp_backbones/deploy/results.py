@@ -34,159 +34,163 @@ class Detections:
     masks: Sequence[Mapping[str, Any]] | None = None
 
 
-class _Writer:
-    """What all tasks' results have: results.csv, a line for each of an image's results, and pictures."""
+_COLUMNS = {
+    "cls": ("rank", "number", "class", "probability"),
+    "seg": ("number", "class", "pixels", "share"),
+    "det": ("image_id", "category_id", "class", "score", "x1", "y1", "x2", "y2"),
+}
+"""Of results.csv, between the image and the files."""
 
-    def __init__(self, folder: Path, manifest: Manifest, header: Sequence[str], *, pictures: bool, video: Video | None):
-        self.folder, self.manifest, self.pictures, self.video = folder, manifest, pictures, video
-        folder.mkdir(parents=True, exist_ok=True)
-        # A name that is no text in UTF-8 is written with backslashes.
-        self._file = (folder / "results.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace")
-        self._header = header
-        self._csv = csv.writer(self._file)
-        self._csv.writerow(("image", *header, "result", "files"))
 
-    def close(self) -> None:
-        self._file.close()
+class Describer:
+    """What a model's results say, in words and in pictures, by the task of its `manifest`.
 
-    def _finish(self, file: ImageFile, rows: Sequence[Sequence[Any]], **pictures: Image.Image) -> dict[str, Any]:
-        """Saves the pictures of an image, each in the folder of its name; its lines of results.csv (one without values
-        if it has no results); what `predict_files` says of it."""
-        files = []
-        for part, picture in pictures.items():
-            name = f"{part}/{file.name}{'.png' if part == 'masks' else '.jpg'}"
-            if part == "overlays" and self.video is not None:
-                name = f"{part}/{self.video.name}.mp4"
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if part == "overlays" and self.video is not None:
-                self.video.write(path, picture)
-            else:
-                picture.save(path, quality=90)
-            files.append(name)
-        for row in rows or [[""] * len(self._header)]:
-            self._csv.writerow((str(file.path), *row, file.name, ";".join(files)))
-        results = [dict(zip(self._header, row)) for row in rows]
-        return {"image": str(file.path), "results": results, "files": files}
+    `top` is the number of classes of an image, `draw_threshold` the lowest score drawn. Legends name the classes found,
+    or, with `all_classes`, those of the model, so that all pictures of one size get legends of one size.
+    """
 
-    def _name(self, label: int) -> str:
+    def __init__(
+        self, manifest: Manifest, *, top: int = 5, draw_threshold: float = 0.5, all_classes: bool = False
+    ) -> None:
+        self.manifest, self.top, self.draw_threshold, self.all_classes = manifest, top, draw_threshold, all_classes
+        self.colours: tuple[Colour, ...] = manifest.palette or class_palette(len(manifest.classes))
+        background = manifest.task == "seg" and manifest.classes[0].lower() in _BACKGROUND
+        self._plain = (0,) if background else ()  # the class that is not coloured
+
+    def rows(self, result: Any) -> list[dict[str, Any]]:
+        """Of logits [classes], labels [H, W] or `Detections`: a line of results.csv for each class or object."""
+        if self.manifest.task == "cls":
+            shares = softmax(result, axis=0)
+            rows: Any = [(n, label, self.name(label), shares[label]) for n, label in enumerate(self._best(shares), 1)]
+        elif self.manifest.task == "seg":
+            counts = np.bincount(result.ravel())
+            found = np.flatnonzero(counts).tolist()
+            rows = [(label, self.name(label), int(counts[label]), counts[label] / result.size) for label in found]
+        else:
+            return [
+                {
+                    "category_id": self.manifest.category_ids[label],
+                    "class": self.name(label),
+                    "score": _rounded(score),
+                    **{key: round(float(value), 3) for key, value in zip(_COLUMNS["det"][4:], box)},
+                }
+                for label, score, box in zip(result.labels.tolist(), result.scores.tolist(), result.boxes)
+            ]
+        return [dict(zip(_COLUMNS[self.manifest.task], (*row[:-1], _rounded(row[-1])))) for row in rows]
+
+    def overlay(self, image: Image.Image, result: Any) -> Image.Image:
+        """The picture with its classes or objects, and a legend below."""
+        if self.manifest.task == "cls":
+            shares = softmax(result, axis=0)
+            lines = [(f"{shares[label]:.1%}  {self.name(label)}", None) for label in self._best(shares)]
+            return with_legend(fitted(image), lines)
+        if self.manifest.task == "seg":
+            return with_legend(paint(image, result, self.colours, self._plain), self._legend(np.unique(result)))
+        picture = fitted(image)
+        factors = (picture.width / image.width, picture.height / image.height) * 2
+        drawn = np.flatnonzero(result.scores >= self.draw_threshold)
+        for index in drawn[np.argsort(result.scores[drawn], kind="stable")].tolist():  # the best on top
+            label = int(result.labels[index])
+            mask = None if result.masks is None else decode_mask(result.masks[index])
+            box = [float(value) * factor for value, factor in zip(result.boxes[index], factors)]
+            mark(picture, box, f"{self.name(label)} {result.scores[index]:.2f}", self.colours[label], mask)
+        heading = f"threshold {self.draw_threshold:.2f}: {len(drawn)} of {len(result.scores)} objects"
+        return with_legend(picture, [(heading, None), *self._legend(np.unique(result.labels[drawn]))])
+
+    def mask(self, labels: np.ndarray) -> Image.Image:
+        """Class numbers as a picture that shows the classes' colours."""
+        if len(self.colours) > 256:
+            return Image.fromarray(labels.astype(np.uint16))
+        mask = Image.fromarray(labels.astype(np.uint8))
+        mask.putpalette([channel for colour in self.colours for channel in colour])
+        return mask
+
+    def name(self, label: int) -> str:
         classes = self.manifest.classes
         return classes[label] if label < len(classes) else str(label)
 
-    def _colours(self) -> tuple[Colour, ...]:
-        return self.manifest.palette or class_palette(len(self.manifest.classes))
+    def _best(self, shares: np.ndarray) -> list[int]:
+        return np.argsort(-shares, kind="stable")[: self.top].tolist()
 
-    def _legend(self, labels: Sequence[int]) -> list[tuple[str, Colour | None]]:
-        """Names and colours of classes, white for none; of a video, whose pictures are of one size, of all."""
-        shown = range(len(self.manifest.classes)) if self.video is not None else labels
-        return [(self._name(n), (255, 255, 255) if n in self._plain() else self._colours()[n]) for n in shown]
-
-    def _plain(self) -> tuple[int, ...]:
-        """The class that is not coloured."""
-        return (0,) if self.manifest.task == "seg" and self.manifest.classes[0].lower() in _BACKGROUND else ()
+    def _legend(self, found: np.ndarray) -> list[tuple[str, Colour | None]]:
+        """Names and colours, white for none."""
+        shown = range(len(self.manifest.classes)) if self.all_classes else found.tolist()
+        return [(self.name(n), (255, 255, 255) if n in self._plain else self.colours[n]) for n in shown]
 
 
-class ClassWriter(_Writer):
-    """results.csv (image, rank, class, probability), and pictures with their best classes below."""
-
-    def __init__(self, folder: Path, manifest: Manifest, *, top: int, pictures: bool, video: Video | None):
-        header = ("rank", "number", "class", "probability")
-        super().__init__(folder, manifest, header, pictures=pictures, video=video)
-        self.top = top
-
-    def write(self, file: ImageFile, image: Image.Image, logits: np.ndarray) -> dict[str, Any]:
-        shares = softmax(logits, axis=0)
-        best = np.argsort(-shares, kind="stable")[: self.top].tolist()
-        rows = [(rank, label, self._name(label), _rounded(shares[label])) for rank, label in enumerate(best, 1)]
-        if not self.pictures:
-            return self._finish(file, rows)
-        lines = [(f"{shares[label]:.1%}  {self._name(label)}", None) for label in best]
-        return self._finish(file, rows, overlays=with_legend(fitted(image), lines))
-
-
-class MaskWriter(_Writer):
-    """masks/*.png with the class numbers, in the classes' colours; overlays; results.csv (image, class, pixels)."""
-
-    def __init__(self, folder: Path, manifest: Manifest, *, pictures: bool, video: Video | None):
-        header = ("number", "class", "pixels", "share")
-        super().__init__(folder, manifest, header, pictures=pictures, video=video)
-
-    def write(self, file: ImageFile, image: Image.Image, labels: np.ndarray) -> dict[str, Any]:
-        counts, colours = np.bincount(labels.ravel()), self._colours()
-        found = np.flatnonzero(counts).tolist()
-        rows = [
-            (label, self._name(label), int(counts[label]), _rounded(counts[label] / labels.size)) for label in found
-        ]
-        if len(colours) > 256:
-            mask = Image.fromarray(labels.astype(np.uint16))
-        else:
-            mask = Image.fromarray(labels.astype(np.uint8))
-            mask.putpalette([channel for colour in colours for channel in colour])
-        if not self.pictures:
-            return self._finish(file, rows, masks=mask)
-        overlay = with_legend(paint(image, labels, colours, self._plain()), self._legend(found))
-        return self._finish(file, rows, masks=mask, overlays=overlay)
-
-
-class DetectionWriter(_Writer):
-    """detections.json, COCO's list of results; images.json, the images and categories that its ids stand for;
-    results.csv; overlays with boxes, names, scores and masks."""
+class Writer:
+    """Results as files: results.csv, a line for each class or object; overlays/*.jpg with `pictures`, one of a whole
+    `video`; of segmentation masks/*.png; of detection detections.json, COCO's list of results, and images.json, the
+    images and categories that its ids stand for."""
 
     def __init__(
         self,
         folder: Path,
-        manifest: Manifest,
+        describer: Describer,
         *,
-        image_ids: Mapping[ImageFile, int] | None,
-        draw_threshold: float,
-        pictures: bool,
-        video: Video | None,
-    ):
-        header = ("image_id", "category_id", "class", "score", "x1", "y1", "x2", "y2")
-        super().__init__(folder, manifest, header, pictures=pictures, video=video)
-        self._ids, self._draw_threshold = image_ids, draw_threshold
+        image_ids: Mapping[ImageFile, int] | None = None,
+        pictures: bool = True,
+        video: Video | None = None,
+    ) -> None:
+        self.folder, self.describer, self.pictures, self.video = folder, describer, pictures, video
+        self._ids, self._task = image_ids, describer.manifest.task
         self._images: list[dict[str, Any]] = []
         self._results: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        # A name that is no text in UTF-8 is written with backslashes.
+        self._file = (folder / "results.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace")
+        self._csv = csv.DictWriter(self._file, ("image", *_COLUMNS[self._task], "result", "files"))
+        self._csv.writeheader()
 
-    def write(self, file: ImageFile, image: Image.Image, found: Detections) -> dict[str, Any]:
-        identity = len(self._images) + 1 if self._ids is None else self._ids[file]
-        self._images.append({"id": identity, "file_name": file.file_name, "width": image.width, "height": image.height})
-        rows = []
-        for index, (label, score, box) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), found.boxes)):
-            x1, y1, x2, y2 = (round(float(value), 3) for value in box)
-            category = self.manifest.category_ids[label]
-            rows.append((identity, category, self._name(label), _rounded(score), x1, y1, x2, y2))
-            result = {
-                "image_id": identity,
-                "category_id": category,
-                "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-                "score": _rounded(score),
-            }
-            if found.masks is not None:
-                result["segmentation"] = found.masks[index]
-            self._results.append(result)
-        return self._finish(file, rows, **({"overlays": self._draw(image, found)} if self.pictures else {}))
+    def write(self, file: ImageFile, image: Image.Image, result: Any) -> dict[str, Any]:
+        """Writes an image's results, one line without values where it has none; its `image`, `results` and `files`."""
+        rows = self.describer.rows(result)
+        if self._task == "det":
+            rows = self._as_coco(file, image, rows, result)
+        files = []
+        if self._task == "seg":
+            files.append(self._save(self.describer.mask(result), f"masks/{file.name}.png"))
+        if self.pictures:
+            overlay = self.describer.overlay(image, result)
+            name = f"{file.name}.jpg" if self.video is None else f"{self.video.name}.mp4"
+            files.append(self._save(overlay, f"overlays/{name}"))
+        told = {"image": str(file.path), "result": file.name, "files": ";".join(files)}
+        self._csv.writerows({**row, **told} for row in rows or [{}])
+        return {"image": str(file.path), "results": rows, "files": files}
 
     def close(self) -> None:
-        super().close()
-        categories = [
-            {"id": identity, "name": self._name(number)} for number, identity in enumerate(self.manifest.category_ids)
-        ]
+        self._file.close()
+        if self._task != "det":
+            return
+        ids = enumerate(self.describer.manifest.category_ids)
+        categories = [{"id": identity, "name": self.describer.name(number)} for number, identity in ids]
         described = {"info": {}, "images": self._images, "categories": categories, "annotations": []}
         (self.folder / "images.json").write_text(json.dumps(described), encoding="utf-8")
         (self.folder / "detections.json").write_text(json.dumps(self._results), encoding="utf-8")
 
-    def _draw(self, image: Image.Image, found: Detections) -> Image.Image:
-        picture = fitted(image)
-        factors = (picture.width / image.width, picture.height / image.height) * 2
-        drawn = np.flatnonzero(found.scores >= self._draw_threshold)
-        for index in drawn[np.argsort(found.scores[drawn], kind="stable")].tolist():  # the best on top
-            label = int(found.labels[index])
-            mask = None if found.masks is None else decode_mask(found.masks[index])
-            box = [float(value) * factor for value, factor in zip(found.boxes[index], factors)]
-            mark(picture, box, f"{self._name(label)} {found.scores[index]:.2f}", self._colours()[label], mask)
-        heading = f"threshold {self._draw_threshold:.2f}: {len(drawn)} of {len(found.scores)} objects"
-        return with_legend(picture, [(heading, None), *self._legend(np.unique(found.labels[drawn]).tolist())])
+    def _save(self, picture: Image.Image, name: str) -> str:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".mp4") and self.video is not None:
+            self.video.write(path, picture)
+        else:
+            picture.save(path, quality=90)
+        return name
+
+    def _as_coco(
+        self, file: ImageFile, image: Image.Image, rows: Sequence[Mapping[str, Any]], found: Detections
+    ) -> list[dict[str, Any]]:
+        """Keeps the objects for detections.json; the rows with the image's id."""
+        identity = len(self._images) + 1 if self._ids is None else self._ids[file]
+        self._images.append({"id": identity, "file_name": file.file_name, "width": image.width, "height": image.height})
+        for index, row in enumerate(rows):
+            x1, y1, x2, y2 = (row[side] for side in _COLUMNS["det"][4:])
+            box = [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)]
+            result = {"image_id": identity, "category_id": row["category_id"], "bbox": box, "score": row["score"]}
+            if found.masks is not None:
+                result["segmentation"] = found.masks[index]
+            self._results.append(result)
+        return [{"image_id": identity, **row} for row in rows]
 
 
 def _rounded(share: float) -> float:

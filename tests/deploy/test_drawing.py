@@ -17,7 +17,7 @@ from cyclemlp_backbones.deploy.drawing import lettering, mark, paint, with_legen
 from cyclemlp_backbones.deploy.images import ImageFile, Prepared
 from cyclemlp_backbones.deploy.manifest import Manifest, Preprocessing
 from cyclemlp_backbones.deploy.predict import _labels
-from cyclemlp_backbones.deploy.results import Detections, DetectionWriter, MaskWriter
+from cyclemlp_backbones.deploy.results import Describer, Detections, Writer
 from cyclemlp_backbones.pictures import class_palette
 
 RED = (128, 0, 0)
@@ -133,7 +133,7 @@ def rows_of(folder):
 @pytest.mark.parametrize(("name", "left"), [("background", True), ("背景", True), ("0", True), ("wall", False)])
 def test_class_0_is_left_out_where_it_is_nothing_in_particular(tmp_path, name, left):
     photograph = Image.new("RGB", (400, 300), (200, 210, 220))
-    writer = MaskWriter(tmp_path, manifest("seg", (name, "roof")), pictures=True, video=None)
+    writer = Writer(tmp_path, Describer(manifest("seg", (name, "roof"))))
     done = writer.write(ImageFile(Path("a.png"), "a.png", "a"), photograph, np.zeros((300, 400), np.int64))
     writer.close()
     shown = Image.open(tmp_path / "overlays" / "a.jpg").crop((0, 0, 400, 300))
@@ -146,14 +146,8 @@ def test_an_image_without_objects_has_a_line_too_and_the_threshold_is_in_the_pic
     nothing = Detections(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4)))
     photograph, heights = Image.new("RGB", (400, 300)), {}
     for threshold in (0.5, 0.7):
-        writer = DetectionWriter(
-            tmp_path / str(threshold),
-            manifest("det", ("cat",)),
-            image_ids=None,
-            draw_threshold=threshold,
-            pictures=True,
-            video=None,
-        )
+        describer = Describer(manifest("det", ("cat",)), draw_threshold=threshold)
+        writer = Writer(tmp_path / str(threshold), describer)
         done = writer.write(ImageFile(Path("a.png"), "a.png", "a"), photograph, nothing)
         writer.close()
         assert (done["results"], done["files"]) == ([], ["overlays/a.jpg"])
