@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas unpacked-toolkits test-toolkits test-matrix test-heads test-paddlex attack mutants docs lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas unpacked-toolkits test-toolkits test-matrix test-heads test-paddlex test-serve attack mutants docs lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -29,6 +29,7 @@ help:
 	@echo "make attack       kills, full disks, changing data, launches, long runs (SHORT=1: a few of each)"
 	@echo "make test-heads   every model of those checkouts with CycleMLP as its backbone: docs/heads.md"
 	@echo "make test-paddlex   PaddleX's wheel with the checkouts, in an environment of its own (PADDLEX_ENV)"
+	@echo "make test-serve   examples/serve asked by a client and by Chromium, which the system has to have"
 	@echo "make test-matrix   every Python and Paddle, an environment each (CELLS=\"3.11-3.2.2 …\": some; TOOLKITS=DIR)"
 	@echo "make bench        every figure of docs/performance.md's first table, ten minutes and more; stores and shows them"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
@@ -46,7 +47,7 @@ help:
 		exit 1; \
 	fi
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) -e ".[seg,det,cls,export,demo,docs,dev]"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PADDLE) -e ".[seg,det,cls,export,serve,demo,docs,dev]"
 	@touch $@
 
 demo: .venv/installed
@@ -146,6 +147,11 @@ test-paddlex: unpacked-toolkits
 # Writes the table of docs/reliability.md; SHORT=1 runs what .ci/run does, and writes nothing.
 attack: .venv/installed
 	CYCLEMLP_ATTACK=$(if $(SHORT),short,long) .venv/bin/python -m pytest tests/attack $(if $(SHORT),-m 'not long',--write-table docs/reliability.md)
+
+# A browser's driver beside what the tests need; the browser is the system's.
+test-serve: .venv/installed
+	.venv/bin/python -c 'import playwright' 2>/dev/null || .venv/bin/python -m pip install --quiet --disable-pip-version-check playwright
+	.venv/bin/python -m pytest tests/deploy/test_serve.py tests/deploy/check_page.py
 
 EVERY ?= 1
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -47,7 +48,7 @@ def shown_size(path: str | os.PathLike, *, whole: bool = False) -> tuple[int, in
         return image.size[::-1] if turned else image.size
 
 
-def read_rgb(path: str | os.PathLike, *, most_pixels: int | None = None) -> Image.Image:
+def read_rgb(path: str | os.PathLike | IO[bytes], *, most_pixels: int | None = None) -> Image.Image:
     """The picture in a file as a viewer shows it: turned by its EXIF orientation, transparency on white, RGB.
 
     Raises one of `UNREADABLE` for a file that holds no whole picture of one of the `FORMATS`, or one of more than
