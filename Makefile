@@ -61,6 +61,7 @@ demo-cls: .venv/installed
 
 bench-deploy: .venv/installed
 	.venv/bin/python -m benchmarks.deployment
+	@if .venv/bin/python -c 'import openvino' 2>/dev/null; then .venv/bin/python -m benchmarks.deployment --openvino; fi
 
 bench: .venv/installed .venv-timm/installed
 	.venv/bin/python -m benchmarks

@@ -2,8 +2,11 @@
 
     python -m benchmarks.deployment          every model in every runtime, each in a process of its own
 
-Weights are random: equality and time do not depend on them. With Paddle 3 and after `make demo`, int8 and bf16 are
-measured too, by `benchmarks.quantised`. What was measured is stored in docs/results and put into the document.
+    python -m benchmarks.deployment --openvino    ONNX exports in ONNX Runtime and in OpenVINO (extra: openvino)
+
+Weights are random: equality and time do not depend on them. With Paddle 3 and after `make demo demo-det`, int8, fp16
+and bf16 are measured too, by `benchmarks.quantised`. What was measured is stored in docs/results and put into the
+document.
 """
 
 from __future__ import annotations
@@ -16,19 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.deployment_table import OLDER, WITHOUT_ONNX, stored_file, write_document
+from benchmarks.deployment_table import OLDER, OPENVINO, WITHOUT_ONNX, stored_file, write_document
 from benchmarks.documents import ROOT, write_json
 from benchmarks.group import THREADS
 from cyclemlp_backbones.timing import describe_machine, measure, start_again_with, variables
 
-DEMO = ROOT / "output" / "demo"
+DEMO, DEMO_DET = ROOT / "output" / "demo", ROOT / "output" / "demo-det"
 SHAPES = [(1, 224, 224), (3, 96, 64), (1, 97, 131), (3, 33, 45), (1, 32, 32)]
 DETECTOR_SHAPES = [(1, 320, 320), (3, 96, 64), (1, 96, 160), (3, 32, 64), (1, 32, 32)]
 """Multiples of 32, which the manifest's `pad_to` makes of every picture."""
@@ -41,6 +44,7 @@ MODELS = {
     "Mask R-CNN b1": ("det", "det_configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.yml", 320),
 }
 RUNTIMES = ("paddle-onednn", "paddle", "onnx")
+ON_ONNX = ("onnx", "openvino")
 _LOUDER = ("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight")
 """A detector's random weights that are enlarged, or it finds nothing and nothing is compared."""
 
@@ -132,6 +136,19 @@ def _largest(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max(initial=0)) / max(1.0, float(np.abs(expected).max(initial=0)))
 
 
+class OpenVino:
+    """An exported ONNX folder in OpenVINO, on the CPU, in float32 as the others."""
+
+    def __init__(self, folder: Path) -> None:
+        import openvino
+
+        wanted = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": THREADS}
+        self._model = openvino.Core().compile_model(str(folder / "model.onnx"), "CPU", wanted)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [np.array(output) for output in self._model(dict(feeds)).values()]
+
+
 def measure_model(name: str, runtime: str, rounds: int) -> dict[str, Any]:
     """One row: exports the model, compares it at all shapes, times it in turns with dygraph."""
     import paddle
@@ -140,12 +157,14 @@ def measure_model(name: str, runtime: str, rounds: int) -> dict[str, Any]:
     from cyclemlp_backbones.deploy.runtime import DeployedModel
 
     task, _, side = MODELS[name]
-    kind = "onnx" if runtime == "onnx" else "paddle"
+    kind = "onnx" if runtime in ON_ONNX else "paddle"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model, network = _exportable(name, kind, folder), _exportable(name, kind, folder).layer  # one stays as it is
         export(model, folder / kind, format=kind)
-        load = partial(DeployedModel, folder / kind, threads=THREADS, onednn=runtime == "paddle-onednn")
+        load: Any = partial(DeployedModel, folder / kind, threads=THREADS, onednn=runtime == "paddle-onednn")
+        if runtime == "openvino":
+            load = partial(OpenVino, folder / kind)
         deployed = load()
         network.eval()
 
@@ -199,12 +218,9 @@ def _row(name: str, runtime: str, rounds: int) -> dict[str, Any]:
     return {"model": name, "runtime": runtime, "failure": _reason(run.stderr) or f"exit status {run.returncode}"}
 
 
-def measure_all(rounds: int) -> dict[str, Any]:
-    import paddle
-
-    runtimes = RUNTIMES[:1] if paddle.__version__ in OLDER else RUNTIMES
+def measure_all(rounds: int, runtimes: Sequence[str]) -> dict[str, Any]:
     pairs = [(name, runtime) for name in MODELS for runtime in runtimes]
-    pairs = [pair for pair in pairs if pair[1] != "onnx" or pair[0] not in WITHOUT_ONNX]
+    pairs = [pair for pair in pairs if pair[1] not in ON_ONNX or pair[0] not in WITHOUT_ONNX]
     started, rows = time.monotonic(), []
     for number, (name, runtime) in enumerate(pairs, 1):
         rows.append(_row(name, runtime, rounds))
@@ -220,23 +236,33 @@ def measure_all(rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, help="this one alone, in this process; nothing is stored")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="paddle")
+    parser.add_argument("--runtime", choices={*RUNTIMES, *ON_ONNX}, default="paddle")
+    parser.add_argument("--openvino", action="store_true", help="ONNX Runtime and OpenVINO alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--demo", type=Path, metavar="DIR", default=DEMO, help="output of `make demo` (%(default)s)")
+    parser.add_argument(
+        "--demo-det", type=Path, metavar="DIR", default=DEMO_DET, help="of `make demo-det` (%(default)s)"
+    )
     args = parser.parse_args()
     start_again_with(variables(THREADS))
     if args.model:
         print("ROW " + json.dumps(measure_model(args.model, args.runtime, args.rounds)))
         return
-    results = measure_all(args.rounds)
-    path = stored_file(results["machine"]["paddlepaddle"])
-    write_json(path, results)
+    if args.openvino:
+        write_json(OPENVINO, measure_all(args.rounds, ON_ONNX))
+        write_document()
+        return
+    import paddle
+
+    path = stored_file(paddle.__version__)
+    write_json(path, measure_all(args.rounds, RUNTIMES[:1] if paddle.__version__ in OLDER else RUNTIMES))
     if path == stored_file("3.3.1"):
-        if (args.demo / "model.pdparams").is_file():
-            command = [sys.executable, "-m", "benchmarks.quantised", "--demo", str(args.demo.resolve())]
+        if (args.demo / "model.pdparams").is_file() and (args.demo_det / "result.json").is_file():
+            demos = ["--demo", str(args.demo.resolve()), "--demo-det", str(args.demo_det.resolve())]
+            command = [sys.executable, "-m", "benchmarks.quantised", *demos]
             subprocess.run(command, cwd=ROOT, env={**os.environ}, check=True)
         else:
-            print(f"int8 is not measured: no {args.demo}/model.pdparams; `make demo` writes it")
+            print(f"int8 is not measured without {args.demo} and {args.demo_det}; `make demo demo-det` writes them")
     write_document()
 
 

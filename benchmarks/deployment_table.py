@@ -13,12 +13,13 @@ from benchmarks.documents import describe as describe_run
 from benchmarks.documents import read_json as read
 
 DOCUMENT = ROOT / "docs" / "deployment.md"
-QUANTISED = RESULTS / "quantised.json"
+QUANTISED, OPENVINO = RESULTS / "quantised.json", RESULTS / "deployment_openvino.json"
 TOLERANCE = 1e-4
 EQUALITY = Part("exported models", "make bench-deploy")
+OPENVINO_PART = Part("OpenVINO", "python -m benchmarks.deployment --openvino")
 OLDER = ("3.2.2", "2.6.2")
 """Releases of Paddle of which oneDNN alone is measured, which is what `predict` uses there."""
-INT8 = Part("int8 and bf16", "make demo bench-deploy")
+INT8 = Part("int8, fp16 and bf16", "make demo demo-det bench-deploy")
 WITHOUT_ONNX = {
     "UPerNet b1": "its adaptive pooling to 1, 2, 3 and 6 cells has no ONNX operator for open sizes",
     "Mask R-CNN b1": "`cyclemlp export` refuses it, its conversion was not tried",
@@ -27,8 +28,9 @@ _RUNTIMES = {
     "paddle-onednn": ("Paddle", "Paddle, oneDNN on"),
     "paddle": ("Paddle", "Paddle, oneDNN off"),
     "onnx": ("ONNX", "ONNX Runtime"),
+    "openvino": ("ONNX", "OpenVINO"),
 }
-_PACKAGES = ("paddlepaddle", "paddle2onnx", "onnxruntime", "paddleseg")
+_PACKAGES = ("paddlepaddle", "paddle2onnx", "onnxruntime", "openvino", "paddleseg")
 
 
 def stored_file(paddle: str) -> Path:
@@ -76,16 +78,18 @@ def table(results: dict[str, Any]) -> str:
 
 
 def quantised_table(results: dict[str, Any]) -> str:
-    """int8 and bf16 beside float32."""
-    side, first = results["side"], results["int8"][0]
-    lines = [f"| SemanticFPN {results['variant']} of the demo | mIoU | file | {side} x {side} | of float32's time |"]
-    lines.append("|---" * 5 + "|")
-    for row in results["int8"]:
-        ratio = row["milliseconds"] / first["milliseconds"]
-        figures = f"{row['miou']:.3f} | {row['megabytes']:.1f} MB | {row['milliseconds']:.1f} ms | {ratio:.2f}"
-        lines.append(f"| {row['name']} | {figures} |")
+    """fp16, int8 and bf16 beside float32."""
+    side, lines = results["side"], []
+    for model in results["models"]:
+        title = f"{model['name']} of the demo | {model['measure']} | file | {side} x {side} | of float32's time"
+        lines += [f"| {title} |", "|---" * 5 + "|"]
+        for row in model["rows"]:
+            ratio = row["milliseconds"] / model["rows"][0]["milliseconds"]
+            figures = f"{row['accuracy']:.3f} | {row['megabytes']:.1f} MB | {row['milliseconds']:.1f} ms | {ratio:.2f}"
+            lines.append(f"| {row['name']} | {figures} |")
+        lines.append("")
     bf16 = results["bf16"]
-    lines += ["", "| classifier b1, Paddle, oneDNN on | largest difference of logits | 224 x 224 | of float32's time |"]
+    lines += ["| classifier b1, Paddle, oneDNN on | largest difference of logits | 224 x 224 | of float32's time |"]
     lines += ["|---" * 4 + "|", f"| float32 | | {bf16['float32']:.1f} ms | 1.00 |"]
     ratio = bf16["bf16"] / bf16["float32"]
     lines.append(f"| bf16 | {bf16['difference']:.1%} of the largest | {bf16['bf16']:.1f} ms | {ratio:.2f} |")
@@ -99,6 +103,8 @@ def equality_part() -> str:
 
 def write_document() -> None:
     EQUALITY.write(DOCUMENT, equality_part())
+    if OPENVINO.is_file():
+        OPENVINO_PART.write(DOCUMENT, table(read(OPENVINO)))
     if QUANTISED.is_file():
         INT8.write(DOCUMENT, quantised_table(read(QUANTISED)))
 

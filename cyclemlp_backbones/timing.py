@@ -31,6 +31,7 @@ _PACKAGES = (
     "paddleseg",
     "paddle2onnx",
     "onnxruntime",
+    "openvino",
     "numpy",
     "pillow",
 )

@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--quantize",
-        choices=("dynamic", "static"),
-        help="onnx: int8, by ONNX Runtime; weights only (dynamic) or calibrated on images (static)",
+        choices=("dynamic", "static", "fp16"),
+        help="onnx: int8, by ONNX Runtime; weights only (dynamic) or calibrated on images (static); or half precision",
     )
     parser.add_argument("--calibration", metavar="DIR", type=Path, help="folder of images for --quantize static")
     parser.add_argument("--no-verify", action="store_true", help="do not compare what was written with the network")
@@ -101,8 +101,9 @@ def main(argv: list[str]) -> int:
     )
     size = sum((args.out / name).stat().st_size for name in manifest.files)
     what = f"{manifest.architecture} {manifest.variant or ''}, {', '.join(manifest.files)}, {size / 1e6:.1f} MB"
-    checked = f"equal to the network in {len(manifest.samples)} runs" if manifest.samples else "not compared"
-    checked += " before int8" if manifest.samples and manifest.quantization else ""
+    checked = "not compared" if args.no_verify else f"equal to the network in {len(manifest.samples)} runs"
+    if manifest.quantization and not args.no_verify:
+        checked = f"equal to the network before {manifest.quantization}"
     print(visible(f"wrote {args.out}: {what}, {checked}; `cyclemlp predict {args.out} IMAGES --out DIR` runs it"))
     return 0
 
@@ -118,8 +119,8 @@ def _check(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no checkpoint {args.checkpoint}")
     if args.size < 32:
         raise ValueError(f"--size is {args.size}; it takes 32 and more")
-    if args.quantize and (args.format != "onnx" or args.task == "det"):
-        raise ValueError("--quantize takes --format onnx and the tasks cls, features and seg")
+    if args.quantize and args.format != "onnx":
+        raise ValueError("--quantize takes --format onnx")
     if (args.quantize == "static") != (args.calibration is not None):
         raise ValueError("--quantize static and --calibration DIR go together")
     if args.calibration is not None:

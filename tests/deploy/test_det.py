@@ -1,6 +1,7 @@
 """Detectors exported from PaddleDetection's configurations, and what predict writes for them."""
 
 import json
+import shutil
 
 import numpy as np
 import paddle
@@ -9,6 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from cyclemlp_backbones.deploy.predict import suppress
+from cyclemlp_backbones.deploy.quantize import quantize
 from tests.adapters.tiny_det import NUM_CLASSES, cyclemlp, in_process, write_config, write_data
 from tests.deploy.conftest import FORMATS
 
@@ -78,6 +80,23 @@ def test_retinanet_finds_the_same_in_every_format(folder):
         assert sum(
             (e["image_id"], e["category_id"], *np.round(e["bbox"], 0)) in boxes for e in found["paddle"]
         ) > 0.95 * len(boxes)
+
+
+@pytest.mark.parametrize("mode", ["fp16", "static"])
+def test_a_quantised_retinanet_finds_nearly_the_same(folder, tmp_path, mode):
+    if "onnx" not in FORMATS:
+        return
+    expected = predict(folder, "retinanet", "onnx")
+    shutil.copytree(folder / "retinanet" / "onnx", tmp_path / "model")
+    manifest = quantize(tmp_path / "model", mode, calibration=folder / "val" if mode == "static" else None)
+    assert manifest.samples == ()
+    flags = ["--out", tmp_path / "out", "--score-threshold", 0.1]
+    status, output = cyclemlp("predict", tmp_path / "model", folder / "val", *flags, cwd=folder)
+    assert status == 0, output
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    best, wanted = (sorted((entry["score"] for entry in entries), reverse=True)[:10] for entries in (found, expected))
+    assert best == pytest.approx(wanted, abs=1e-2 if mode == "fp16" else 0.1)
+    assert found != expected
 
 
 def test_mask_rcnn_writes_masks_of_the_pictures_size(folder):

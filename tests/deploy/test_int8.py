@@ -1,4 +1,4 @@
-"""int8 classifiers: they decide as float32 does, are smaller, and take any batch and size as before."""
+"""int8 and fp16 classifiers: they decide as float32 does, are smaller, and take any batch and size as before."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from cyclemlp_backbones.deploy.quantize import quantize
 from cyclemlp_backbones.deploy.runtime import DeployedModel
 from tests.deploy.conftest import ONNX, export_classifier
 
-MODES = ("dynamic", "static")
+MODES = {"dynamic": "int8 dynamic", "static": "int8 static", "fp16": "fp16"}
 
 
 def picture(number):
@@ -68,23 +68,44 @@ def test_batch_and_size_stay_open(folder, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_file_is_a_quarter_and_says_what_it_is(folder, mode):
+def test_the_file_is_a_quarter_or_half_and_says_what_it_is(folder, mode):
     if not ONNX:
         return
     import onnx
 
     sizes = [(folder / name / "model.onnx").stat().st_size for name in (mode, "float32")]
-    assert sizes[0] < 0.35 * sizes[1]
+    assert sizes[0] < (0.55 if mode == "fp16" else 0.35) * sizes[1]
     kept, now = (
         {entry.key: entry.value for entry in onnx.load(str(folder / name / "model.onnx")).metadata_props}
         for name in ("float32", mode)
     )
-    assert now == {**kept, "quantization": f"int8 {mode}"}
+    assert now == {**kept, "quantization": MODES[mode]}
     exact, quantised = read_manifest(folder / "float32"), read_manifest(folder / mode)
-    assert quantised.quantization == f"int8 {mode}"
+    assert quantised.quantization == MODES[mode]
     assert (quantised.classes, quantised.preprocessing) == (exact.classes, exact.preprocessing)
     with pytest.raises(ValueError, match="float32 ONNX can be quantised"):
         quantize(folder / mode, "dynamic")
+
+
+def test_fp16_is_near_and_exact_in_sizes_beyond_what_it_can_count(folder, tmp_path):
+    if not ONNX:
+        return
+    from tests.adapters.tiny_seg import SEMANTIC_FPN
+    from tests.deploy.test_seg import SMALL, build, export
+
+    exact, half = DeployedModel(folder / "float32"), DeployedModel(folder / "fp16")
+    image = np.random.RandomState(0).standard_normal((2, 3, 97, 131)).astype(np.float32)
+    expected = logits(exact, image)
+    assert 0 < np.abs(logits(half, image) - expected).max() < 5e-3 * np.abs(expected).max()
+    _, config = build(tmp_path, {**SEMANTIC_FPN, **SMALL})
+    for kind, flags in (("onnx", []), ("half", ["--quantize", "fp16"])):
+        assert export(tmp_path, config, "onnx", "--force", *flags) == 0
+        (tmp_path / "onnx").rename(tmp_path / f"{kind}_model")
+    exact, half = DeployedModel(tmp_path / "onnx_model"), DeployedModel(tmp_path / "half_model")
+    image = np.random.RandomState(0).standard_normal((1, 3, 32, 4100)).astype(np.float32)  # 2051 is none of fp16
+    expected = logits(exact, image)
+    assert logits(half, image).shape == expected.shape == (1, 3, 32, 4100)
+    assert np.abs(logits(half, image) - expected).max() < 2e-2 * np.abs(expected).max()
 
 
 def test_what_cannot_be_calibrated_on_is_refused_before_anything_is_written(classifier, tmp_path, capsys):

@@ -10,6 +10,8 @@ from benchmarks.deployment_table import (
     DOCUMENT,
     EQUALITY,
     INT8,
+    OPENVINO,
+    OPENVINO_PART,
     QUANTISED,
     WITHOUT_ONNX,
     equality_part,
@@ -25,6 +27,7 @@ MACHINE = {"processor": "P", "threads": "2", "python": "3.11", "date": "today", 
 def test_the_document_has_the_tables_of_the_stored_results():
     assert EQUALITY.read(DOCUMENT) == equality_part()
     assert INT8.read(DOCUMENT) == quantised_table(read(QUANTISED))
+    assert OPENVINO_PART.read(DOCUMENT) == table(read(OPENVINO))
 
 
 def test_stored_results_are_of_every_model_and_runtime():
