@@ -27,6 +27,7 @@ COMMANDS = {
     "cls": "train on ImageNet, eval, predict, lists: the pretraining program",
     "export": "a trained model as a folder that other programs run: Paddle's inference format or ONNX",
     "verify": "run an exported model beside what its network gave",
+    "build-ops": "compile the layer's shift for this machine's CPU",
     "benchmark": "time one size on this machine, beside another network",
     "predict": "run an exported model on images: classes, masks, boxes",
 }
@@ -41,6 +42,7 @@ EXAMPLES = {
     "doctor": "cyclemlp doctor",
     "export": "cyclemlp export best.pdparams out/cls --task cls --class-names names.txt",
     "verify": "cyclemlp verify out/cls",
+    "build-ops": "cyclemlp build-ops",
     "benchmark": "cyclemlp benchmark --variant b1 --size 512 --compare resnet50",
     "predict": "cyclemlp predict out/cls photos/ --out results",
 }
