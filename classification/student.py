@@ -16,11 +16,9 @@ HEAD = ("head.*",)
 
 def build_student(config: ModelConfig) -> CycleNet:
     """The classifier that `config` describes, freshly initialised."""
-    size = VARIANTS[config.variant]
+    own = {name: sizes for name in ("depths", "embed_dims", "mlp_ratios") if (sizes := getattr(config, name))}
     return CycleNet(
-        config.depths or size.depths,
-        config.embed_dims or size.embed_dims,
-        config.mlp_ratios or size.mlp_ratios,
+        **{**VARIANTS[config.variant].network, **own},
         num_classes=config.num_classes,
         drop_path_rate=config.drop_path_rate,
         use_recompute=config.use_recompute,

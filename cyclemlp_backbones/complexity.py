@@ -36,11 +36,11 @@ def multiply_adds(
     previous = in_channels
     for stage, (h, w) in enumerate(stage_sizes(height, width)):
         channels = variant.embed_dims[stage]
-        kernel = 7 if stage == 0 else 3  # stem, or downsampling before the stage
+        kernel = 7 if stage == 0 else 2 if variant.swin_like else 3  # stem, or downsampling before the stage
         total += h * w * kernel * kernel * previous * channels
         branches_and_projection = 4 * channels * channels
         mlp = 2 * channels * int(channels * variant.mlp_ratios[stage])
-        gate = channels * (channels // 4) + (channels // 4) * 3 * channels
+        gate = 0 if variant.swin_like else channels * (channels // 4) + (channels // 4) * 3 * channels
         total += variant.depths[stage] * (h * w * (branches_and_projection + mlp) + gate)
         previous = channels
     return total + (previous * num_classes if num_classes else 0)

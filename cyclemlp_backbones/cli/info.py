@@ -16,7 +16,7 @@ def _cost(parameters: int, macs: int) -> str:
 
 def main(argv: list[str]) -> int:
     parser = command_parser("info", __doc__)
-    parser.add_argument("variant", help="b0 to b5")
+    parser.add_argument("variant", help="a name of `cyclemlp variants`")
     parser.add_argument("--size", default="224x224", help="HEIGHTxWIDTH of the image, default 224x224")
     parser.add_argument("--num-classes", type=int, default=1000, help="of the classifier, default 1000")
     parser.add_argument("--json", action="store_true", help="the same for programs")
@@ -40,7 +40,10 @@ def main(argv: list[str]) -> int:
         known = dataclasses.asdict(variant)
         print(json.dumps({"variant": name, **known, "classifier": costs, "backbone": backbone, "maps": maps}, indent=1))
         return 0
-    top1 = f"{variant.paper_top1} % (not trained here)" if variant.paper_top1 else "none: not in the paper"
+    whose = (
+        "of the authors' own network, which this reconstruction of its sizes may not be" if variant.swin_like else ""
+    )
+    top1 = f"{variant.paper_top1} % ({whose or 'not trained here'})" if variant.paper_top1 else "none: not in the paper"
     print(f"CycleMLP-{name.upper()}, image {height} x {width}")
     print(f"  blocks per stage   {variant.depths}")
     print(f"  channels           {variant.embed_dims}")
