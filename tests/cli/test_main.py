@@ -32,7 +32,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
 
 def test_an_unknown_command_names_the_near_one(capsys):
     assert main(["exprot"]) == 2
-    assert "unknown command 'exprot'; did you mean export?" in capsys.readouterr().err
+    assert "unknown command 'exprot'; did you mean export or plot?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
