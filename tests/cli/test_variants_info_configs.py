@@ -9,9 +9,10 @@ from pathlib import Path
 import paddle
 import pytest
 
+from benchmarks.memory import beside_estimate
 from cyclemlp_backbones import VARIANTS, CycleFC, __version__, build_backbone, build_classifier
 from cyclemlp_backbones.cli import COMMANDS, main
-from cyclemlp_backbones.complexity import multiply_adds, stage_sizes
+from cyclemlp_backbones.complexity import memory, multiply_adds, stage_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,9 +69,20 @@ def test_info_tells_sizes_and_costs(capsys):
     assert f"{backbone / 1e6:.3f} M parameters" in out
 
 
+def test_estimated_memory_is_near_a_steps(capsys):
+    """The peak of a real step of the plain form, in a process of its own: gradients and activations."""
+    measured, estimated = map(float, re.search(r": (\d+) MB, estimated (\d+)", beside_estimate("b0:224:6")).groups())
+    assert 0.75 < measured / estimated < 1.25
+    assert main(["info", "b1", "--memory", "--batch", "8"]) == 0
+    assert "0.23 GiB for weights, gradients and AdamW, 0.53 GiB for what backward needs" in capsys.readouterr().out
+    one, two = (memory(VARIANTS["t"], 224, 224, batch) for batch in (1, 2))
+    assert (two["state"], two["activations"]) == (one["state"], 2 * one["activations"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["info", "b1", "--memory", "--batch", "0"], "--batch is 0"),
         (["info", "b7"], "b0, b1, b2, b3, b4, b5, t, s, b"),
         (["info", "b1", "--size", "16x512"], "32 or more"),
         (["info", "b1", "--size", "wide"], "HEIGHTxWIDTH"),
