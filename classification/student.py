@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from cyclemlp_backbones import VARIANTS, CycleNet, LoadReport, load_weights, locate_weights
 
@@ -25,6 +26,11 @@ def build_student(config: ModelConfig) -> CycleNet:
     )
 
 
+def weights_path(config: ModelConfig) -> Path:
+    """The file that `config.pretrained` means, which must not be None."""
+    return locate_weights(True if config.pretrained == PUBLISHED else config.pretrained or "", config.variant)
+
+
 def load_pretrained(model: CycleNet, config: Config, *, adapt: bool) -> LoadReport | None:
     """Loads `model.pretrained`. With `adapt`, to train on: a head of another number of classes stays fresh, as any does
     with `model.replace_head`, and a stem of other channels is adapted. Without, for results, all has to fit."""
@@ -33,8 +39,7 @@ def load_pretrained(model: CycleNet, config: Config, *, adapt: bool) -> LoadRepo
         if replace_head:
             raise ValueError("model.replace_head is true, but there is no model.pretrained whose head it could replace")
         return None
-    path = locate_weights(True if pretrained == PUBLISHED else pretrained, config.model.variant)
-    report = load_weights(model, path, ignore=HEAD if replace_head else (), adapt=adapt)
+    report = load_weights(model, weights_path(config.model), ignore=HEAD if replace_head else (), adapt=adapt)
     if head_replaced(report):
         logger.info("the head is replaced: %d classes, freshly initialised", config.model.num_classes)
     return report

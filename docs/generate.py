@@ -78,6 +78,13 @@ def details() -> str:
             )
         elif not card["published"]:
             lines.append("- No weights are published: ours, not the paper's.")
+        if by := card.get("measured_here"):
+            paddle = next(version for name, version in by["versions"].items() if name.startswith("paddlepaddle"))
+            lines.append(
+                f"- Measured here: top-1 {by['top1']:.3f} %, top-5 {by['top5']:.3f} % of {by['images']} images, "
+                f"{by['started'][:10]}, Paddle {paddle} on {by['device']}, commit {by['commit']}, "
+                f"`{by['weights']['file']}` of sha256 {by['weights']['sha256']}, by `{' '.join(by['command'])}`."
+            )
         lines.append(f"- Run here: {'; '.join(card['run_here'])}.")
         lines.append(f"- Not run here: {'; '.join(card['not_run_here'])}.")
         lines += ["", "```", card["evaluate"], "```", ""]
