@@ -253,7 +253,7 @@ class FastMixer(CycleMixer):
     map is large, the three branches, gates and projection are one matrix per sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _runs_here(x):
+        if self.reweight is None or not _runs_here(x):
             return CycleMixer.forward(self, x)
         if self._merging_pays(x):
             return self._merged(x)

@@ -37,6 +37,8 @@ FORMS = {
     "mixer, merged": (lambda: CycleMixer(6), (2, 5, 9, 6)),
     "mixer, merged, a row": (lambda: CycleMixer(5), (3, 1, 13, 5)),
     "mixer, small map": (lambda: CycleMixer(6), (2, 2, 2, 6)),
+    "mixer, plain sum": (lambda: CycleMixer(6, reweight=False), (2, 5, 9, 6)),
+    "block with a plain sum": (lambda: CycleBlock(6, 2.0, reweight=False), (2, 5, 9, 6)),
     "block": (lambda: CycleBlock(6, 2.0), (2, 5, 9, 6)),
     "block with recompute": (lambda: CycleBlock(6, 2.0, use_recompute=True), (2, 5, 9, 6)),
 }
