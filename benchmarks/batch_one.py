@@ -1,0 +1,163 @@
+"""Where a forward of one image goes on a CPU: kernels, what calls them, Python; and what `paddle.jit.to_static` saves.
+
+    python -m benchmarks.batch_one [--rounds 9]
+
+Paddle's profiler notes every operator and the kernel in it; the quickest of many calls counts. A second figure for what
+is no arithmetic comes from nearly the same operators on next to no numbers: B1's blocks with 4 to 32 channels.
+Writes docs/results/batch_one.json, and its tables into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.documents import RESULTS, ROOT, Part, read_json, write_json
+from benchmarks.group import THREADS, show_progress
+from benchmarks.report import describe
+from cyclemlp_backbones import timing
+from cyclemlp_backbones.timing import ROUNDS, Ratio, describe_machine, start_again_with, variables
+
+STORED = RESULTS / "batch_one.json"
+DOCUMENT = ROOT / "docs" / "performance.md"
+PART = Part("batch one", "python -m benchmarks.batch_one")
+NETWORKS = ("b1", "resnet50")
+PROFILED = 30  # calls
+SECONDS_A_TURN = 0.3
+_SHOWN = 6  # operators
+
+
+def split(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Milliseconds of the quickest call among a profiler's events, by who spent them.
+
+    "whole"; "kernels", the arithmetic; "operators", what Paddle's C++ does around kernels; "python", all between the
+    operators. "calls" counts operators, "by_operator" has the kernels' milliseconds of each.
+    """
+    spans = sorted((e for e in events if e.get("ph") == "X"), key=lambda e: (e["ts"], -e["dur"]))
+    end, calls = -1.0, []
+    for span in spans:
+        if span["cat"] == "Forward" and span["ts"] >= end:  # the network itself, not a layer in it
+            end = span["ts"] + span["dur"]
+            calls.append(span)
+    call = min(calls, key=lambda span: span["dur"])
+    inside = [e for e in spans if call["ts"] <= e["ts"] and e["ts"] + e["dur"] <= call["ts"] + call["dur"]]
+    operators, end = [], -1.0
+    for span in inside:
+        if span["cat"] == "Operator" and span["ts"] >= end:  # an operator may consist of others
+            end = span["ts"] + span["dur"]
+            operators.append(span)
+    kernels: defaultdict[str, float] = defaultdict(float)
+    for span in inside:
+        if span["cat"] == "DygraphKernelLaunch":
+            kernels[span["name"].split()[0]] += span["dur"] / 1e3
+    whole, arithmetic = call["dur"] / 1e3, sum(kernels.values())
+    called = sum(span["dur"] for span in operators) / 1e3
+    counts = Counter(span["name"].split()[0] for span in operators)
+    return {
+        "whole": whole, "kernels": arithmetic, "operators": called - arithmetic, "python": whole - called,
+        "calls": len(operators),
+        "by_operator": {name: {"ms": ms, "calls": counts[name]} for name, ms in kernels.items()},
+    }  # fmt: skip
+
+
+def profile(call: Callable[[], object]) -> dict[str, Any]:
+    """`split` of many calls."""
+    from paddle.profiler import Profiler, ProfilerTarget
+
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler = Profiler(targets=[ProfilerTarget.CPU], on_trace_ready=lambda p: p.export(str(trace), "json"))
+        with profiler:
+            for _ in range(PROFILED):
+                call()
+        return split(json.loads(trace.read_text())["traceEvents"])
+
+
+def build(name: str) -> tuple[Any, int]:
+    """A network, and the side of its image. "narrow" has the operators of "b1", but for Mlp's chunks, and next to no numbers."""
+    from benchmarks import network
+    from cyclemlp_backbones import VARIANTS, CycleNet
+
+    if name != "narrow":
+        return network.build(name), 224
+    size = VARIANTS["b1"]  # at 64 px the first two stages have more positions than twice their channels, as b1 has
+    return CycleNet(size.depths, (4, 8, 16, 32), size.mlp_ratios, num_classes=10), 64
+
+
+def forward_calls(name: str) -> dict[str, Callable[[], None]]:
+    """A forward in dygraph and, for a network in earnest, in the graphs that `to_static` makes of it."""
+    import paddle
+
+    from cyclemlp_backbones.deploy.graph_forms import cpu_graph_forms
+
+    model, side = build(name)
+    image = paddle.randn([1, 3, side, side])
+    calls = {"dygraph": timing.forward_call(model, image)}
+    if name != "narrow":
+        calls["to_static"] = timing.forward_call(paddle.jit.to_static(build(name)[0], full_graph=True), image)
+    if name == "b1":
+        model = build(name)[0]
+        calls["to_static, an export's forms"] = timing.forward_call(paddle.jit.to_static(model, full_graph=True), image)
+        with cpu_graph_forms(model):
+            calls["to_static, an export's forms"]()  # the graph is made at the first call
+    return calls
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    profiles, calls = {}, {}
+    for name in ("narrow", *NETWORKS):
+        own = forward_calls(name)
+        for call in own.values():
+            call()
+        profiles[name] = profile(own["dygraph"])
+        print(f"{name}: {profiles[name]['whole']:.1f} ms, {profiles[name]['calls']} operators", flush=True)
+        calls |= {f"{name}, {form}": call for form, call in own.items()}
+    progress = show_progress(time.monotonic())
+    times = timing.measure(
+        calls, rounds=rounds, least_seconds=SECONDS_A_TURN, progress=lambda done, total: progress(done / total)
+    )
+    forms = {
+        key: {
+            "ms": 1e3 * times[key].minimum,
+            "ratio": Ratio.of(times[key], times[f"{key.partition(',')[0]}, dygraph"]).minima,
+        }
+        for key in calls
+    }
+    return {"machine": describe_machine(), "rounds": rounds, "profiles": profiles, "forms": forms}
+
+
+def render(stored: Mapping[str, Any]) -> str:
+    lines = ["| one image, dygraph | ms | kernels | around them in C++ | Python between | operators | the longest kernels |"]
+    lines.append("|---" * 7 + "|")
+    names = {"b1": "B1, 224 px", "resnet50": "resnet50, 224 px", "narrow": "B1's operators, 4 to 32 channels, 64 px"}
+    for key, name in names.items():
+        row = stored["profiles"][key]
+        longest = sorted(row["by_operator"].items(), key=lambda item: -item[1]["ms"])[:_SHOWN]
+        shown = ", ".join(f"{operator} {cell['ms']:.1f} ({cell['calls']})" for operator, cell in longest)
+        parts = [f"{row[part]:.1f} ({row[part] / row['whole']:.0%})" for part in ("kernels", "operators", "python")]
+        lines.append(f"| {name} | {row['whole']:.1f} | {' | '.join(parts)} | {row['calls']} | {shown} |")
+    lines += ["", "| one image, 224 px | ms | to dygraph |", "|---|---|---|"]
+    for key, cell in stored["forms"].items():
+        if not key.startswith("narrow"):
+            lines.append(f"| {key} | {cell['ms']:.1f} | {cell['ratio']:.2f} |")
+    return "\n".join([*lines, "", describe(stored["machine"], stored["rounds"]) + "."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.batch_one", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each form (%(default)s)")
+    arguments = parser.parse_args()
+    start_again_with(variables(THREADS))
+    write_json(STORED, measure(arguments.rounds))
+    PART.write(DOCUMENT, render(read_json(STORED)))
+    print(f"written to {STORED} and {DOCUMENT}")
+
+
+if __name__ == "__main__":
+    main()
