@@ -80,7 +80,7 @@ def profile(call: Callable[[], object]) -> dict[str, Any]:
 
 
 def build(name: str) -> tuple[Any, int]:
-    """A network, and the side of its image. "narrow" has the operators of "b1", but for Mlp's chunks, and next to no numbers."""
+    """A network, and the side of its image. "narrow" is "b1" with next to no numbers, and no chunks in Mlp."""
     from benchmarks import network
     from cyclemlp_backbones import VARIANTS, CycleNet
 
@@ -110,7 +110,8 @@ def forward_calls(name: str) -> dict[str, Callable[[], None]]:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    profiles, calls = {}, {}
+    profiles: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], None]] = {}
     for name in ("narrow", *NETWORKS):
         own = forward_calls(name)
         for call in own.values():
@@ -133,7 +134,9 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def render(stored: Mapping[str, Any]) -> str:
-    lines = ["| one image, dygraph | ms | kernels | around them in C++ | Python between | operators | the longest kernels |"]
+    lines = [
+        "| one image, dygraph | ms | kernels | around them in C++ | Python between | operators | the longest kernels |"
+    ]
     lines.append("|---" * 7 + "|")
     names = {"b1": "B1, 224 px", "resnet50": "resnet50, 224 px", "narrow": "B1's operators, 4 to 32 channels, 64 px"}
     for key, name in names.items():
