@@ -4,7 +4,7 @@
 
 Paddle's profiler notes every operator and the kernel in it; the quickest of many calls counts. A second figure for what
 is no arithmetic comes from nearly the same operators on next to no numbers: B1's blocks with 4 to 32 channels.
-Writes docs/results/batch_one.json, and its tables into docs/performance.md.
+Writes docs/results/PROCESSOR/batch_one.json, and the tables of all such files into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import RESULTS, ROOT, Part, read_json, write_json
+from benchmarks.documents import ROOT, Part, read_json, write_json
 from benchmarks.group import THREADS, show_progress
 from benchmarks.report import describe
+from benchmarks.results import folder, stored
 from cyclemlp_backbones import timing
 from cyclemlp_backbones.timing import ROUNDS, Ratio, describe_machine, start_again_with, variables
 
-STORED = RESULTS / "batch_one.json"
+FILE = "batch_one.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 PART = Part("batch one", "python -m benchmarks.batch_one")
 NETWORKS = ("b1", "resnet50")
@@ -133,23 +134,28 @@ def measure(rounds: int) -> dict[str, Any]:
     return {"machine": describe_machine(), "rounds": rounds, "profiles": profiles, "forms": forms}
 
 
-def render(stored: Mapping[str, Any]) -> str:
+def tables() -> str:
+    """Those of every processor that was measured."""
+    return "\n\n".join(render(read_json(path)) for path in stored(FILE))
+
+
+def render(run: Mapping[str, Any]) -> str:
     lines = [
         "| one image, dygraph | ms | kernels | around them in C++ | Python between | operators | the longest kernels |"
     ]
     lines.append("|---" * 7 + "|")
     names = {"b1": "B1, 224 px", "resnet50": "resnet50, 224 px", "narrow": "B1's operators, 4 to 32 channels, 64 px"}
     for key, name in names.items():
-        row = stored["profiles"][key]
+        row = run["profiles"][key]
         longest = sorted(row["by_operator"].items(), key=lambda item: -item[1]["ms"])[:_SHOWN]
         shown = ", ".join(f"{operator} {cell['ms']:.1f} ({cell['calls']})" for operator, cell in longest)
         parts = [f"{row[part]:.1f} ({row[part] / row['whole']:.0%})" for part in ("kernels", "operators", "python")]
         lines.append(f"| {name} | {row['whole']:.1f} | {' | '.join(parts)} | {row['calls']} | {shown} |")
     lines += ["", "| one image, 224 px | ms | to dygraph |", "|---|---|---|"]
-    for key, cell in stored["forms"].items():
+    for key, cell in run["forms"].items():
         if not key.startswith("narrow"):
             lines.append(f"| {key} | {cell['ms']:.1f} | {cell['ratio']:.2f} |")
-    return "\n".join([*lines, "", describe(stored["machine"], stored["rounds"]) + "."])
+    return "\n".join([*lines, "", describe(run["machine"], run["rounds"]) + "."])
 
 
 def main() -> None:
@@ -157,9 +163,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each form (%(default)s)")
     arguments = parser.parse_args()
     start_again_with(variables(THREADS))
-    write_json(STORED, measure(arguments.rounds))
-    PART.write(DOCUMENT, render(read_json(STORED)))
-    print(f"written to {STORED} and {DOCUMENT}")
+    run = measure(arguments.rounds)
+    write_json(folder(run["machine"]) / FILE, run)
+    PART.write(DOCUMENT, tables())
+    print(f"written to {folder(run['machine']) / FILE} and {DOCUMENT}")
 
 
 if __name__ == "__main__":

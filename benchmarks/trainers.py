@@ -3,8 +3,8 @@
     python -m benchmarks.trainers [--heads semantic_fpn retinanet mask_rcnn] [--rounds 3]
 
 Our shipped configurations on digits on photographs, crops of 512 px, batch 2, on a CPU. Every round runs each trainer
-once, in a process of its own, in turns; the round with the quickest steps counts. Writes docs/results/trainers.json and
-its tables into docs/performance.md.
+once, in a process of its own, in turns; the round with the quickest steps counts. Writes
+docs/results/PROCESSOR/trainers.json, and the tables of all such files into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.documents import RESULTS, ROOT, Part, read_json, write_json
+from benchmarks.documents import ROOT, Part, read_json, write_json
 from benchmarks.group import THREADS
 from benchmarks.report import describe
+from benchmarks.results import folder, stored
 from benchmarks.toolkits import PARTS, RESNET, SHIPPED, Run, train, write_data
 from cyclemlp_backbones.timing import describe_machine, start_again_with, variables
 
-STORED = RESULTS / "trainers.json"
+FILE = "trainers.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 PART = Part("trainers", "python -m benchmarks.trainers")
 TITLES = {"semantic_fpn": "Semantic FPN, PaddleSeg", "retinanet": "RetinaNet, PaddleDetection",
@@ -35,22 +36,22 @@ BACKBONES = {"b1": "B1", RESNET: "ResNet-50"}
 WARM_UP = 2  # steps
 
 
-def measure_here(run: Run, folder: Path) -> dict[str, float]:
+def measure_here(run: Run, scenes: Path) -> dict[str, float]:
     """Milliseconds of a step by its parts, medians after the first steps and without the last, which saves; "step", the
     median whole; "reading", processor time of reading a batch."""
-    seen = train(run, folder)
+    seen = train(run, scenes)
     steps = seen.parts[WARM_UP:-1]
     result = {part: 1e3 * median(step[part] for step in steps) for part in PARTS}
     whole = 1e3 * median(sum(step.values()) for step in steps)
     return {"step": whole, **result, "reading": 1e3 * seen.reading / len(seen.parts)}
 
 
-def measure_apart(run: Run, folder: Path, log: Path) -> dict[str, float]:
+def measure_apart(run: Run, scenes: Path) -> dict[str, float]:
     """`measure_here` in a process of its own."""
-    found = folder / "found.json"
+    found, log = scenes / "found.json", scenes / "log.txt"
     found.unlink(missing_ok=True)
     with log.open("a") as output:
-        command = [sys.executable, "-m", "benchmarks.trainers", "--one", json.dumps(vars(run)), str(folder), str(found)]
+        command = [sys.executable, "-m", "benchmarks.trainers", "--one", json.dumps(vars(run)), str(scenes), str(found)]
         done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise RuntimeError(f"{run}: status {done.returncode}\n{log.read_text()[-2000:]}")
@@ -61,13 +62,13 @@ def measure(heads: Sequence[str], rounds: int, steps: int) -> dict[str, Any]:
     started, done, total = time.monotonic(), 0, rounds * len(heads) * len(BACKBONES)
     rows: dict[str, dict[str, dict[str, float]]] = {head: {} for head in heads}
     with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
+        scenes = Path(text)
         runs = {(head, backbone): Run(head, backbone, steps) for head in heads for backbone in BACKBONES}
         for run in runs.values():
-            write_data(run, folder)  # both processes of a round find it there
+            write_data(run, scenes)  # both processes of a round find it there
         for _ in range(rounds):
             for (head, backbone), run in runs.items():
-                found = measure_apart(run, folder, folder / "log.txt")
+                found = measure_apart(run, scenes)
                 best = rows[head].get(backbone)
                 rows[head][backbone] = found if best is None or found["step"] < best["step"] else best
                 done += 1
@@ -78,42 +79,46 @@ def measure(heads: Sequence[str], rounds: int, steps: int) -> dict[str, Any]:
     return {"machine": describe_machine(), "rounds": rounds, **sizes, "rows": rows}
 
 
-def render(stored: Mapping[str, Any]) -> str:
-    batch = stored["batch"]
-    lines = [
-        f"| trainer, {stored['crop']} px, batch {batch} | B1, images/s | ResNet-50, images/s | B1 to ResNet-50, time |"
-    ]
+def tables() -> str:
+    """Those of every processor that was measured."""
+    return "\n\n".join(render(read_json(path)) for path in stored(FILE))
+
+
+def render(measured: Mapping[str, Any]) -> str:
+    batch = measured["batch"]
+    lines = [f"| trainer, {measured['crop']} px, batch {batch} | B1, images/s | ResNet-50, images/s | ratio of times |"]
     lines.append("|---" * 4 + "|")
-    for head, row in stored["rows"].items():
+    for head, row in measured["rows"].items():
         ours, other = row["b1"]["step"], row[RESNET]["step"]
         speeds = f"{1e3 * batch / ours:.2f} | {1e3 * batch / other:.2f}"
         lines.append(f"| {TITLES[head]} | {speeds} | **{ours / other:.2f}** |")
     lines += ["", f"| ms of a step | whole | {' | '.join(PARTS)} | reading, in a thread beside |", "|---" * 10 + "|"]
-    for head, row in stored["rows"].items():
+    for head, row in measured["rows"].items():
         for backbone, cell in row.items():
             parts = " | ".join(f"{cell[part]:.0f}" for part in ("step", *PARTS, "reading"))
             lines.append(f"| {head}, {BACKBONES[backbone]} | {parts} |")
-    rounds = f"best of {stored['rounds']} rounds in turns, {stored['steps']} steps each"
-    return "\n".join([*lines, "", f"{describe(stored['machine'], stored['rounds'])} ({rounds})."])
+    lines += ["", f"{describe(measured['machine'], measured['rounds'])}, {measured['steps']} steps each."]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trainers", description=__doc__)
     parser.add_argument("--heads", nargs="+", choices=SHIPPED, default=list(SHIPPED), help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each trainer (%(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="of each turn (%(default)s)")
+    parser.add_argument("--steps", type=int, default=6, help="of each turn (%(default)s)")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # a run, a folder, and the file for what it took
     arguments = parser.parse_args()
     start_again_with(variables(THREADS))
     if arguments.one:
-        run, folder, found = arguments.one
-        write_json(Path(found), measure_here(Run(**json.loads(run)), Path(folder)))
+        run, scenes, found = arguments.one
+        write_json(Path(found), measure_here(Run(**json.loads(run)), Path(scenes)))
         return
     if arguments.steps < WARM_UP + 2:
         parser.error(f"--steps {arguments.steps}; it takes at least {WARM_UP + 2}")
-    write_json(STORED, measure(arguments.heads, arguments.rounds, arguments.steps))
-    PART.write(DOCUMENT, render(read_json(STORED)))
-    print(f"written to {STORED} and {DOCUMENT}")
+    measured = measure(arguments.heads, arguments.rounds, arguments.steps)
+    write_json(folder(measured["machine"]) / FILE, measured)
+    PART.write(DOCUMENT, tables())
+    print(f"written to {folder(measured['machine']) / FILE} and {DOCUMENT}")
 
 
 if __name__ == "__main__":

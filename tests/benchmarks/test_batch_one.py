@@ -3,7 +3,6 @@
 import pytest
 
 from benchmarks import batch_one
-from benchmarks.documents import read_json
 
 
 def span(cat, name, start, duration):
@@ -41,4 +40,4 @@ def test_the_profile_of_a_network_accounts_for_the_whole_call():
 
 
 def test_the_document_shows_the_stored_figures():
-    assert batch_one.PART.read(batch_one.DOCUMENT) == batch_one.render(read_json(batch_one.STORED))
+    assert batch_one.PART.read(batch_one.DOCUMENT) == batch_one.tables()
