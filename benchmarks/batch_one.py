@@ -55,7 +55,7 @@ def split(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             operators.append(span)
     kernels: defaultdict[str, float] = defaultdict(float)
     for span in inside:
-        if span["cat"] == "DygraphKernelLaunch":
+        if span["cat"] == "DygraphKernelLaunch" or " compute" in span["name"]:  # the latter in Paddle 2.6
             kernels[span["name"].split()[0]] += span["dur"] / 1e3
     whole, arithmetic = call["dur"] / 1e3, sum(kernels.values())
     called = sum(span["dur"] for span in operators) / 1e3

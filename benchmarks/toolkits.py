@@ -7,6 +7,7 @@ configuration is global.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -143,8 +144,8 @@ def command(run: Run, config: Path, out: Path) -> list[str]:
 
 @dataclass
 class Steps:
-    """What `observed` saw: for each whole step its seconds by `PARTS` and its loss; processor seconds of reading data,
-    which happens in a thread beside; the scalers of mixed precision that were made."""
+    """What `observed` saw: of each whole step the loss, seconds by `PARTS`, and those of all processors: "processor",
+    of which "system" are the kernel's; processor seconds of reading, in a thread beside; the scalers that were made."""
 
     parts: list[dict[str, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -154,6 +155,7 @@ class Steps:
     _since: float = 0.0
     _spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     _model: Any = None
+    _times: os.times_result = field(default_factory=os.times)
 
     @property
     def scale(self) -> float | None:
@@ -169,8 +171,11 @@ class Steps:
 
     def _next_step(self) -> None:
         self._switch("rest")
+        before, self._times = self._times, os.times()
+        system = self._times.system - before.system
         if self._spent["backward"]:
-            self.parts.append({part: self._spent[part] for part in PARTS})
+            processor = system + self._times.user - before.user
+            self.parts.append({part: self._spent[part] for part in PARTS} | {"processor": processor, "system": system})
         self._spent.clear()
         self._model = None
 

@@ -3,7 +3,7 @@
     python -m benchmarks.trainers [--heads semantic_fpn retinanet mask_rcnn] [--rounds 3]
 
 Our shipped configurations on digits on photographs, crops of 512 px, batch 2, on a CPU. Every round runs each trainer
-once, in a process of its own, in turns; the round with the quickest steps counts. Writes
+once, in a process of its own, in turns; the round with the quickest steps counts. A run of all heads writes
 docs/results/PROCESSOR/trainers.json, and the tables of all such files into docs/performance.md.
 """
 
@@ -33,16 +33,17 @@ PART = Part("trainers", "python -m benchmarks.trainers")
 TITLES = {"semantic_fpn": "Semantic FPN, PaddleSeg", "retinanet": "RetinaNet, PaddleDetection",
           "mask_rcnn": "Mask R-CNN, PaddleDetection"}  # fmt: skip
 BACKBONES = {"b1": "B1", RESNET: "ResNet-50"}
+PROCESSOR = ("processor", "system")
 WARM_UP = 2  # steps
 
 
 def measure_here(run: Run, scenes: Path) -> dict[str, float]:
     """Milliseconds of a step by its parts, medians after the first steps and without the last, which saves; "step", the
-    median whole; "reading", processor time of reading a batch."""
+    median whole; "processor" and "system", as in `Steps`; "reading", processor time of reading a batch."""
     seen = train(run, scenes)
     steps = seen.parts[WARM_UP:-1]
-    result = {part: 1e3 * median(step[part] for step in steps) for part in PARTS}
-    whole = 1e3 * median(sum(step.values()) for step in steps)
+    result = {name: 1e3 * median(step[name] for step in steps) for name in (*PARTS, *PROCESSOR)}
+    whole = 1e3 * median(sum(step[part] for part in PARTS) for step in steps)
     return {"step": whole, **result, "reading": 1e3 * seen.reading / len(seen.parts)}
 
 
@@ -86,16 +87,18 @@ def tables() -> str:
 
 def render(measured: Mapping[str, Any]) -> str:
     batch = measured["batch"]
-    lines = [f"| trainer, {measured['crop']} px, batch {batch} | B1, images/s | ResNet-50, images/s | ratio of times |"]
-    lines.append("|---" * 4 + "|")
+    columns = ["B1, images/s", "ResNet-50, images/s", "ratio of times", "of processor time"]
+    lines = [f"| trainer, {measured['crop']} px, batch {batch} | {' | '.join(columns)} |", "|---" * 5 + "|"]
     for head, row in measured["rows"].items():
         ours, other = row["b1"]["step"], row[RESNET]["step"]
+        processor = row["b1"]["processor"] / row[RESNET]["processor"]
         speeds = f"{1e3 * batch / ours:.2f} | {1e3 * batch / other:.2f}"
-        lines.append(f"| {TITLES[head]} | {speeds} | **{ours / other:.2f}** |")
-    lines += ["", f"| ms of a step | whole | {' | '.join(PARTS)} | reading, in a thread beside |", "|---" * 10 + "|"]
+        lines.append(f"| {TITLES[head]} | {speeds} | **{ours / other:.2f}** | {processor:.2f} |")
+    columns = [*PARTS, "both processors", "of it the kernel's", "reading, in a thread beside"]
+    lines += ["", f"| ms of a step | whole | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     for head, row in measured["rows"].items():
         for backbone, cell in row.items():
-            parts = " | ".join(f"{cell[part]:.0f}" for part in ("step", *PARTS, "reading"))
+            parts = " | ".join(f"{cell[part]:.0f}" for part in ("step", *PARTS, *PROCESSOR, "reading"))
             lines.append(f"| {head}, {BACKBONES[backbone]} | {parts} |")
     lines += ["", f"{describe(measured['machine'], measured['rounds'])}, {measured['steps']} steps each."]
     return "\n".join(lines)
@@ -106,16 +109,21 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=SHIPPED, default=list(SHIPPED), help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each trainer (%(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="of each turn (%(default)s)")
+    parser.add_argument("--keep-memory", action="store_true", help="a malloc that keeps freed memory; not stored")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # a run, a folder, and the file for what it took
     arguments = parser.parse_args()
-    start_again_with(variables(THREADS))
     if arguments.one:
         run, scenes, found = arguments.one
         write_json(Path(found), measure_here(Run(**json.loads(run)), Path(scenes)))
         return
+    start_again_with(variables(THREADS, keep_memory=arguments.keep_memory))
     if arguments.steps < WARM_UP + 2:
         parser.error(f"--steps {arguments.steps}; it takes at least {WARM_UP + 2}")
     measured = measure(arguments.heads, arguments.rounds, arguments.steps)
+    print(f"\n{render(measured)}\n")
+    if arguments.keep_memory or set(arguments.heads) != set(SHIPPED):
+        print("not all heads, or another malloc: nothing is stored")
+        return
     write_json(folder(measured["machine"]) / FILE, measured)
     PART.write(DOCUMENT, tables())
     print(f"written to {folder(measured['machine']) / FILE} and {DOCUMENT}")

@@ -59,7 +59,8 @@ def test_a_part_within_another_counts_once_and_the_rest_is_between_them(clock):
         "optimizer": 3.0,
         "rest": 64.0,
     }
-    assert steps.parts == [expected, expected]
+    assert [{part: step[part] for part in PARTS} for step in steps.parts] == [expected, expected]
+    assert all(0 <= step["system"] <= step["processor"] for step in steps.parts)
     assert steps.losses == [2.5, 2.5]
     assert steps.scale is None
 
@@ -101,6 +102,7 @@ def test_a_trainer_in_a_process_of_its_own_tells_every_part_of_a_step(head, back
     parts = {part: found[part] for part in PARTS}
     assert min(parts[part] for part in ("backbone", "heads", "loss", "backward", "optimizer")) > 0
     assert found["reading"] > 0
+    assert found["processor"] > found["system"] > 0
     assert found["step"] > max(parts.values())
 
 
@@ -110,12 +112,12 @@ def test_a_trainer_that_fails_is_named_with_the_end_of_its_log(tmp_path):
 
 
 def test_the_table_has_speeds_their_ratio_and_the_parts():
-    cell = {"step": 1000.0, **dict.fromkeys(PARTS, 100.0), "reading": 7.0}
-    rows = {"retinanet": {"b1": cell, RESNET: {**cell, "step": 2000.0}}}
+    cell = {"step": 1000.0, **dict.fromkeys(PARTS, 100.0), "processor": 1600.0, "system": 30.0, "reading": 7.0}
+    rows = {"retinanet": {"b1": cell, RESNET: {**cell, "step": 2000.0, "processor": 2000.0}}}
     run = {"machine": MACHINE, "rounds": 3, "crop": 512, "batch": 2, "steps": 6, "rows": rows}
     text = trainers.render(run)
-    assert "| RetinaNet, PaddleDetection | 2.00 | 1.00 | **0.50** |" in text
-    assert "| retinanet, ResNet-50 | 2000 | 100 | 100 | 100 | 100 | 100 | 100 | 100 | 7 |" in text
+    assert "| RetinaNet, PaddleDetection | 2.00 | 1.00 | **0.50** | 0.80 |" in text
+    assert "| retinanet, ResNet-50 | 2000 | 100 | 100 | 100 | 100 | 100 | 100 | 100 | 2000 | 30 | 7 |" in text
 
 
 def test_the_document_shows_the_stored_figures():
