@@ -2,8 +2,8 @@
 
     python -m benchmarks.batch_one [--rounds 9]
 
-Paddle's profiler notes every operator and the kernel in it; the quickest of many calls counts. A second figure for what
-is no arithmetic comes from nearly the same operators on next to no numbers: B1's blocks with 4 to 32 channels.
+Paddle's profiler notes every operator and the kernel in it; each operator's quickest of many calls counts. A second
+figure for what is no arithmetic: nearly the same operators on next to no numbers, B1's blocks with 4 to 32 channels.
 Writes docs/results/PROCESSOR/batch_one.json, and the tables of all such files into docs/performance.md.
 """
 
@@ -14,7 +14,8 @@ import json
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,68 @@ SECONDS_A_TURN = 0.3
 _SHOWN = 6  # operators
 
 
-def split(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Milliseconds of the quickest call among a profiler's events, by who spent them.
+@dataclass
+class Operator:
+    """Microseconds of one operator of a forward: before it, since the last one; within it; and of these in kernels."""
 
-    "whole"; "kernels", the arithmetic; "operators", what Paddle's C++ does around kernels; "python", all between the
-    operators. "calls" counts operators, "by_operator" has the kernels' milliseconds of each.
+    name: str
+    before: float
+    within: float
+    kernels: float = 0.0
+
+
+def operators_of_calls(events: Iterable[Mapping[str, Any]]) -> list[list[Operator]]:
+    """A profiler's events as the operators of each forward; the last one, without a name, is what comes after them."""
+    calls: list[list[Operator]] = []
+    call_end = operator_end = -1.0
+    spans = [(*_times(event), event) for event in events if "start_time" in event.get("args", {})]
+    for start, end, span in sorted(spans, key=lambda item: (item[0], -item[1])):
+        name = span["name"].split()[0]
+        if span["cat"] == "Forward" and start >= call_end:  # the network itself, not a layer in it
+            if calls:
+                calls[-1].append(Operator("", call_end - operator_end, 0.0))
+            calls.append([])
+            call_end, operator_end = end, start
+        elif calls and end <= call_end:
+            if span["cat"] == "Operator" and start >= operator_end:  # one may consist of others
+                calls[-1].append(Operator(name, start - operator_end, end - start))
+                operator_end = end
+            elif span["cat"] == "DygraphKernelLaunch" or " compute" in span["name"]:  # the latter in Paddle 2.6
+                calls[-1][-1].kernels += end - start
+    if calls:
+        calls[-1].append(Operator("", call_end - operator_end, 0.0))
+    return calls
+
+
+def _times(event: Mapping[str, Any]) -> tuple[float, float]:
+    """Its start and end in microseconds; "ts" has whole ones only."""
+    start, end = (float(event["args"][key].removesuffix(" us")) for key in ("start_time", "end_time"))
+    return start, end
+
+
+def split(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Milliseconds of a forward by who spends them, of each operator the least over all calls, which leaves out where
+    another process had the processor.
+
+    "kernels", the arithmetic; "operators", what Paddle's C++ does around kernels; "python", all between the operators;
+    "whole", their sum. "calls" counts operators, "by_operator" has the kernels' milliseconds of each kind.
     """
-    spans = sorted((e for e in events if e.get("ph") == "X"), key=lambda e: (e["ts"], -e["dur"]))
-    end, calls = -1.0, []
-    for span in spans:
-        if span["cat"] == "Forward" and span["ts"] >= end:  # the network itself, not a layer in it
-            end = span["ts"] + span["dur"]
-            calls.append(span)
-    call = min(calls, key=lambda span: span["dur"])
-    inside = [e for e in spans if call["ts"] <= e["ts"] and e["ts"] + e["dur"] <= call["ts"] + call["dur"]]
-    operators, end = [], -1.0
-    for span in inside:
-        if span["cat"] == "Operator" and span["ts"] >= end:  # an operator may consist of others
-            end = span["ts"] + span["dur"]
-            operators.append(span)
+    calls = operators_of_calls(events)
+    names = [tuple(operator.name for operator in call) for call in calls]
+    usual = Counter(names).most_common(1)[0][0]
+    same = [call for call, own in zip(calls, names) if own == usual]  # the first may prepare something
     kernels: defaultdict[str, float] = defaultdict(float)
-    for span in inside:
-        if span["cat"] == "DygraphKernelLaunch" or " compute" in span["name"]:  # the latter in Paddle 2.6
-            kernels[span["name"].split()[0]] += span["dur"] / 1e3
-    whole, arithmetic = call["dur"] / 1e3, sum(kernels.values())
-    called = sum(span["dur"] for span in operators) / 1e3
-    counts = Counter(span["name"].split()[0] for span in operators)
+    around = between = 0.0
+    for turns in zip(*same):
+        kernels[turns[0].name] += min(turn.kernels for turn in turns) / 1e3
+        around += min(turn.within - turn.kernels for turn in turns) / 1e3
+        between += min(turn.before for turn in turns) / 1e3
+    del kernels[""]
+    counts = Counter(filter(None, usual))
+    arithmetic = sum(kernels.values())
     return {
-        "whole": whole, "kernels": arithmetic, "operators": called - arithmetic, "python": whole - called,
-        "calls": len(operators),
+        "whole": arithmetic + around + between, "kernels": arithmetic, "operators": around, "python": between,
+        "calls": counts.total(), "profiled": len(same),
         "by_operator": {name: {"ms": ms, "calls": counts[name]} for name, ms in kernels.items()},
     }  # fmt: skip
 

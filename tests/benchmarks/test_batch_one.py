@@ -6,27 +6,32 @@ from benchmarks import batch_one
 
 
 def span(cat, name, start, duration):
-    return {"ph": "X", "cat": cat, "name": f"{name}[{duration} us]", "ts": start, "dur": duration}
+    times = {"start_time": f"{start}.000 us", "end_time": f"{start + duration}.000 us"}
+    return {"ph": "X", "cat": cat, "name": f"{name}[{duration} us]", "args": times}
 
 
-def test_a_call_is_split_into_kernels_what_is_around_them_and_python():
-    slow = [span("Forward", "Net", 0, 9000), span("Operator", "add dygraph", 10, 8000)]
-    quick = [
-        span("Forward", "Net", 10000, 4000),
-        span("Forward", "Linear", 10100, 1000),
-        span("Operator", "matmul dygraph", 10200, 800),
-        span("DygraphKernelLaunch", "matmul kernel launch", 10300, 500),
-        span("Operator", "mean dygraph", 12000, 1000),
-        span("Operator", "sum dygraph", 12100, 600),  # within the mean
-        span("DygraphKernelLaunch", "sum kernel launch", 12200, 400),
+def call(start, matmul, mean):
+    """A forward whose first operator takes `matmul` microseconds and the second `mean`, which has another within it."""
+    later = start + 300 + matmul
+    return [
+        span("Forward", "Net", start, 900 + matmul + mean),
+        span("Forward", "Linear", start + 100, 200 + matmul),
+        span("Operator", "matmul dygraph", start + 200, matmul),
+        span("DygraphKernelLaunch", "matmul kernel launch", start + 300, matmul - 200),
+        span("Operator", "mean dygraph", later, mean),
+        span("Operator", "sum dygraph", later + 100, mean - 300),
+        span("DygraphKernelLaunch", "sum kernel launch", later + 200, mean - 400),
     ]
-    found = batch_one.split([{"ph": "M"}, *quick, *slow])
-    assert found["whole"] == pytest.approx(4.0)
-    assert found["kernels"] == pytest.approx(0.9)
-    assert found["operators"] == pytest.approx(0.9)
-    assert found["python"] == pytest.approx(2.2)
+
+
+def test_each_operators_quickest_turn_is_split_into_kernels_what_is_around_them_and_python():
+    found = batch_one.split([{"ph": "M"}, *call(0, 800, 9000), *call(20000, 7000, 1000)])
+    assert found["kernels"] == pytest.approx(0.6 + 0.6)
+    assert found["operators"] == pytest.approx(0.2 + 0.4)
+    assert found["python"] == pytest.approx(0.2 + 0.1 + 0.6)
+    assert found["whole"] == pytest.approx(2.7)
     assert found["calls"] == 2
-    assert found["by_operator"]["matmul"] == {"ms": pytest.approx(0.5), "calls": 1}
+    assert found["by_operator"]["matmul"] == {"ms": pytest.approx(0.6), "calls": 1}
 
 
 def test_the_profile_of_a_network_accounts_for_the_whole_call():
