@@ -65,7 +65,7 @@ class Precision:
     """Autocast to `dtype`, if any; how far from the golden values results may be, relative to the largest, and norms of
     gradients, relative to themselves.
 
-    The bounds of half precision are three to four times what comes out on a CPU where every layer's output, gradient
+    The bounds of half precision are two to four times what comes out on a CPU where every layer's output, gradient
     and weight is rounded to it. TF32 keeps as many bits as float16.
     """
 
