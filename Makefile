@@ -74,6 +74,7 @@ bench: .venv/installed .venv-timm/installed
 	.venv/bin/python -m benchmarks
 	.venv/bin/python -m benchmarks.latency --store
 	.venv/bin/python -m benchmarks.bounds
+	.venv/bin/python -m benchmarks.compiled
 	.venv/bin/python -m benchmarks.report
 
 docs: .venv/installed

@@ -6,7 +6,7 @@ import math
 import pytest
 
 import benchmarks.__main__ as runner
-from benchmarks import bounds, report, smoke
+from benchmarks import bounds, compiled, report, smoke
 from benchmarks.documents import Part
 from benchmarks.group import format_line
 from benchmarks.results import Results, folder, in_order, stored
@@ -171,6 +171,10 @@ def test_a_part_of_a_run_is_not_stored(monkeypatch, tmp_path, capsys, arguments)
 
 def test_document_of_bounds_shows_the_stored_ones():
     assert bounds.PART.read(bounds.DOCUMENT) == bounds.tables() != ""
+
+
+def test_document_of_the_compiled_shift_shows_the_stored_runs():
+    assert compiled.PART.read(compiled.DOCUMENT) == compiled.tables()
 
 
 def test_operators_are_products_or_others_and_what_no_profile_shows_is_said():
