@@ -52,7 +52,7 @@ def run_stage(name: str, scale: Scale, out: Path) -> dict[str, Any]:
             ended = f"the process ended with status {status}"
         except subprocess.TimeoutExpired:
             ended = f"not done within {MOST_SECONDS} s"
-    data = read_json(found) if found.exists() else result("failed", [f"{ended}; see {log}"])
+    data = read_json(found) if found.exists() else result("failed", [f"{ended}; see {log.name}"])
     return {**data, "seconds": round(time.monotonic() - started, 1)}
 
 
