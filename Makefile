@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.10 python3 python; do \
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export MKL_DEBUG_CPU_TYPE ?= 5
 
-.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy compare-backbones test test-paddleclas unpacked-toolkits test-toolkits test-matrix test-heads test-paddlex test-serve attack mutants docs lint clean
+.PHONY: help demo demo-smoke demo-det demo-cls bench bench-smoke bench-timm bench-distill bench-deploy bench-trainers gpu-check compare-backbones test test-paddleclas unpacked-toolkits test-toolkits test-matrix test-heads test-paddlex test-serve attack mutants docs lint clean
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
@@ -35,6 +35,8 @@ help:
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
 	@echo "make bench-deploy    exported models against dygraph: the table of docs/deployment.md"
+	@echo "make gpu-check    on a machine with a GPU: right, trains, how fast; writes its table into docs/performance.md"
+	@echo "make bench-trainers  PaddleSeg's and PaddleDetection's trainers with B1 and ResNet-50, from files to updates"
 	@echo "make docs         the documentation as a site, output/docs/index.html"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove .venv and output"
@@ -62,6 +64,13 @@ demo-cls: .venv/installed
 bench-deploy: .venv/installed
 	.venv/bin/python -m benchmarks.deployment
 	@if .venv/bin/python -c 'import openvino' 2>/dev/null; then .venv/bin/python -m benchmarks.deployment --openvino; fi
+
+bench-trainers: .venv/installed
+	.venv/bin/python -m benchmarks.trainers
+
+# PADDLE names the build for your CUDA: docs/performance.md.
+gpu-check: .venv/installed
+	.venv/bin/python -m benchmarks.gpu
 
 bench: .venv/installed .venv-timm/installed
 	.venv/bin/python -m benchmarks
