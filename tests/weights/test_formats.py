@@ -276,9 +276,11 @@ def test_a_prefix_of_some_names_only_stays(tmp_path):
 def test_the_wrapper_that_is_read_is_told_where_there_are_others(tmp_path, caplog):
     caplog.set_level("INFO")
     content = {"ema": {"a": RANGE}, "net": {"a": RANGE}, "state_dict": {"a": RANGE + 1}, "optimizer": {}}
-    (tmp_path / "x.pdparams").write_bytes(pickle.dumps(content))
-    assert (read_checkpoint(tmp_path / "x.pdparams")["a"] == RANGE + 1).all()
-    assert "x.pdparams: reading its 'state_dict'; it also has 'net', 'ema'" in caplog.text
+    for others in ("'net', 'ema'", "'ema'"):
+        (tmp_path / "x.pdparams").write_bytes(pickle.dumps(content))
+        assert (read_checkpoint(tmp_path / "x.pdparams")["a"] == RANGE + 1).all()
+        assert caplog.messages[-1].endswith(f"x.pdparams: reading its 'state_dict'; it also has {others}")
+        content.pop("net", None)
 
 
 def test_content_tells_the_format_and_a_contrary_suffix_leaves_the_layout_open(tmp_path):
@@ -668,10 +670,10 @@ def test_an_altered_zip_is_refused(tmp_path):
 def test_archives_of_weights_files_and_other_zips_say_what_to_do(tmp_path):
     with zipfile.ZipFile(tmp_path / "CycleMLP_pretrained.zip", "w") as archive:
         files = ("paddle_CycleMLP_B1.pdparams", "b.pth", "c.safetensors", "readme.txt")
-        for name in (*files, *(f"{number}.pth" for number in range(7))):
+        for name in (*files, "z.pth", *(f"{number}.pth" for number in range(6))):
             archive.writestr(f"CycleMLP_pretrained/{name}", "x")
     names = ", ".join(
-        f"CycleMLP_pretrained/{name}" for name in (*(f"{number}.pth" for number in range(7)), "b.pth", "c.safetensors")
+        f"CycleMLP_pretrained/{name}" for name in (*(f"{number}.pth" for number in range(6)), *sorted(files[:3]))
     )  # nine of ten
     with pytest.raises(CheckpointError, match=re.escape(f"unpack it and give one of {names}") + "$"):
         read_checkpoint(tmp_path / "CycleMLP_pretrained.zip")
