@@ -10,5 +10,5 @@ setup(
         *(f"cyclemlp_backbones.{name}" for name in find_namespace_packages(include=[f"{name}*" for name in FOLDERS])),
     ],
     package_dir={f"cyclemlp_backbones.{name}": name for name in FOLDERS},
-    package_data={"": ["py.typed", "*.yml", "versions.json"]},
+    package_data={"": ["py.typed", "*.yml", "versions.json", "*.cc"]},
 )

@@ -1,6 +1,7 @@
 """Peak memory: how much one call adds to the resident memory of a process of its own.
 
     python -m benchmarks.memory [--rounds 3]
+    python -m benchmarks.memory --estimate b1:224:8    # a training step beside `cyclemlp info b1 --memory --batch 8`
 
 The peak is Linux's VmHWM, set back before the call; what was resident then is subtracted. The C library gives blocks of
 64 KiB and more back as soon as they are freed: otherwise the figures are as much of its fragments as of the network.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,38 @@ def growth(call: Callable[[], object]) -> int:
     return status_kilobytes(status.read_text(), "VmHWM") - before
 
 
+def training_step(variant: str, size: int, batch: int) -> Callable[[], object]:
+    """A step of the plain form, which `complexity.memory` is about, after one of a small image."""
+    import paddle
+
+    from cyclemlp_backbones import build_classifier, fast_cpu
+
+    fast_cpu.accelerate = lambda layer: layer
+    model = build_classifier(variant)
+    optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
+
+    def step(side: int) -> None:
+        labels = paddle.zeros([batch], dtype="int64")
+        paddle.nn.functional.cross_entropy(model(paddle.randn([batch, 3, side, side])), labels).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+    step(32)
+    return lambda: step(size)
+
+
+def beside_estimate(case: str) -> str:
+    """What a step adds to a process, and the estimate of it: gradients and activations."""
+    from cyclemlp_backbones.complexity import memory
+    from cyclemlp_backbones.variants import VARIANTS
+
+    variant, size, batch = case.split(":")
+    estimate = memory(VARIANTS[variant], int(size), int(size), int(batch))
+    code = f"from benchmarks import memory as m; print(m.growth(m.training_step({variant!r}, {size}, {batch})))"
+    expected = (estimate["activations"] + estimate["state"] / 4) / 2**20
+    return f"{variant}, {size} px, batch of {batch}: {_megabytes(code):.0f} MB, estimated {expected:.0f}"
+
+
 def prepare(case: str) -> Callable[[], object]:
     from benchmarks.network import build, forward_call, step_call
     from cyclemlp_backbones import build_classifier
@@ -56,7 +90,10 @@ def prepare(case: str) -> Callable[[], object]:
 
 def megabytes_of(case: str) -> float:
     """Megabytes of a case, from a process of its own."""
-    code = f"from benchmarks import memory; print(memory.growth(memory.prepare({case!r})))"
+    return _megabytes(f"from benchmarks import memory; print(memory.growth(memory.prepare({case!r})))")
+
+
+def _megabytes(code: str) -> float:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     output = subprocess.run(
         isolated_python(code), env=environment, check=True, stdout=subprocess.PIPE, text=True
@@ -83,4 +120,8 @@ def figures(rounds: int, progress: Progress) -> Figures:
 
 
 if __name__ == "__main__":
-    run_group(figures)
+    if sys.argv[1:2] == ["--estimate"]:
+        for case in sys.argv[2:]:
+            print(beside_estimate(case))
+    else:
+        run_group(figures)

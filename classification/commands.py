@@ -112,13 +112,20 @@ def _evaluation_config(arguments: argparse.Namespace, flags: Flags = EVAL) -> Co
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
-    config = _evaluation_config(_parser(prog, "Top-1 and top-5 accuracy of a weights file.", EVAL).parse_args(argv))
+    parser = _parser(prog, "Top-1 and top-5 accuracy of a weights file.", EVAL)
+    parser.add_argument(
+        "--store", metavar="CARD", help="also write ImageNet's result, and how it came, into docs/models/*.yml"
+    )
+    arguments = parser.parse_args(argv)
+    config = _evaluation_config(arguments)
     world = _join(config)
-    from .inference import evaluate_weights
+    from .inference import evaluate_weights, store
 
     result = evaluate_weights(config, world)
     if world.is_main:
         sys.stdout.write(json.dumps(result.as_dict()) + "\n")
+        if arguments.store:
+            store(arguments.store, config, result, world, ["cyclemlp", "cls", "eval", *argv])
 
 
 def predict(argv: Sequence[str], prog: str) -> None:

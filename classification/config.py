@@ -11,7 +11,7 @@ from cyclemlp_backbones import VARIANTS
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`variant` b0 … b5; `depths`, `embed_dims`, `mlp_ratios`, all three, replace its size.
+    """`variant` b0 … b5, t, s or b; `depths`, `embed_dims`, `mlp_ratios`, all three, replace its size.
 
     `pretrained`: weights to start from, a path, a URL or "published". `replace_head`: leave out the file's head also
     where it has as many classes.
@@ -32,7 +32,7 @@ class ModelConfig:
 class DataConfig:
     """Folders of images and their lists; without a list, one folder per class, in the order of their names, or by
     `class_map` (`synset index` a line). `crop_pct`: evaluation resizes the shorter side to input_size / crop_pct and
-    crops the centre; None is the variant's, 0.9 up to b3 and 0.875 above, the authors' commands take 0.875 for all.
+    crops the centre; None is the variant's, 0.875 for b4 and b5, else 0.9, the authors' commands take 0.875 for all.
     Pictures are turned by their EXIF orientation, transparent ones put on white. `batch_size` counts images of one
     process and one micro-batch. `repeats` is repeated augmentation. `max_broken`: share of unreadable images above
     which the run fails.

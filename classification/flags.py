@@ -47,7 +47,7 @@ _SHARED: Flags = {
     "--val-data-dir": (str, "data.val_images", "folder of the images"),
     "--val-txt-path": (str, "data.val_list", "list of the images"),
     "--batch-size": (int, "data.batch_size", "images of one process and micro-batch"),
-    "--model": (_variant, "model.variant", "CycleMLP_B0 … CycleMLP_B5"),
+    "--model": (_variant, "model.variant", "CycleMLP_B0 … CycleMLP_B5, CycleMLP_T …"),
     "--model-pretrained": (str, "model.pretrained", "weights file"),
     "--input-size": (int, "data.input_size", "side of the images in pixels"),
     "--num-classes": (int, "model.num_classes", "number of classes"),

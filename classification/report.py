@@ -83,7 +83,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def write_description(folder: Path, config: Config, world: World, argv: Sequence[str]) -> None:
     """`config.yml`, all of it, and `environment.json`."""
     (folder / "config.yml").write_text(dump_yaml(config), encoding="utf-8")
-    environment = {
+    write_json(folder / "environment.json", environment(argv, world))
+
+
+def environment(argv: Sequence[str], world: World) -> dict[str, Any]:
+    """The command, and what ran it where and when."""
+    return {
         "command": list(argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
@@ -93,7 +98,6 @@ def write_description(folder: Path, config: Config, world: World, argv: Sequence
         "commit": commit(),
         "versions": installed_versions(_DISTRIBUTIONS),
     }
-    write_json(folder / "environment.json", environment)
 
 
 def write_json(path: Path, value: Any) -> None:

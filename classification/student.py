@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from cyclemlp_backbones import VARIANTS, CycleNet, LoadReport, load_weights, locate_weights
 
@@ -16,15 +17,18 @@ HEAD = ("head.*",)
 
 def build_student(config: ModelConfig) -> CycleNet:
     """The classifier that `config` describes, freshly initialised."""
-    size = VARIANTS[config.variant]
+    own = {name: sizes for name in ("depths", "embed_dims", "mlp_ratios") if (sizes := getattr(config, name))}
     return CycleNet(
-        config.depths or size.depths,
-        config.embed_dims or size.embed_dims,
-        config.mlp_ratios or size.mlp_ratios,
+        **{**VARIANTS[config.variant].network, **own},
         num_classes=config.num_classes,
         drop_path_rate=config.drop_path_rate,
         use_recompute=config.use_recompute,
     )
+
+
+def weights_path(config: ModelConfig) -> Path:
+    """The file that `config.pretrained` means, which must not be None."""
+    return locate_weights(True if config.pretrained == PUBLISHED else config.pretrained or "", config.variant)
 
 
 def load_pretrained(model: CycleNet, config: Config, *, adapt: bool) -> LoadReport | None:
@@ -35,8 +39,7 @@ def load_pretrained(model: CycleNet, config: Config, *, adapt: bool) -> LoadRepo
         if replace_head:
             raise ValueError("model.replace_head is true, but there is no model.pretrained whose head it could replace")
         return None
-    path = locate_weights(True if pretrained == PUBLISHED else pretrained, config.model.variant)
-    report = load_weights(model, path, ignore=HEAD if replace_head else (), adapt=adapt)
+    report = load_weights(model, weights_path(config.model), ignore=HEAD if replace_head else (), adapt=adapt)
     if head_replaced(report):
         logger.info("the head is replaced: %d classes, freshly initialised", config.model.num_classes)
     return report

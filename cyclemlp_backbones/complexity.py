@@ -36,11 +36,29 @@ def multiply_adds(
     previous = in_channels
     for stage, (h, w) in enumerate(stage_sizes(height, width)):
         channels = variant.embed_dims[stage]
-        kernel = 7 if stage == 0 else 3  # stem, or downsampling before the stage
+        kernel = 7 if stage == 0 else 2 if variant.swin_like else 3  # stem, or downsampling before the stage
         total += h * w * kernel * kernel * previous * channels
         branches_and_projection = 4 * channels * channels
         mlp = 2 * channels * int(channels * variant.mlp_ratios[stage])
-        gate = channels * (channels // 4) + (channels // 4) * 3 * channels
+        gate = 0 if variant.swin_like else channels * (channels // 4) + (channels // 4) * 3 * channels
         total += variant.depths[stage] * (h * w * (branches_and_projection + mlp) + gate)
         previous = channels
     return total + (previous * num_classes if num_classes else 0)
+
+
+def memory(variant: Variant, height: int, width: int, batch: int, *, in_channels: int = 3) -> dict[str, int]:
+    """Bytes, an estimate for float32: what a training step and an inference of `batch` images hold at their peak.
+
+    "state" is weights, gradients and AdamW's two moments; "activations" is what the plain form keeps for backward: of
+    each block, per position and channel, inputs and outputs of norms, both shifted inputs, the branches (where they are
+    weighted), the sums, what stochastic depth multiplies, and the hidden features before and after GELU. "inference" is
+    the weights and the largest MLP's features. Without heads, the moving average, Paddle's own, or a GPU's context.
+    """
+    positions = [batch * h * w for h, w in stage_sizes(height, width)]
+    kept, largest = batch * in_channels * height * width, 0
+    for here, channels, ratio, depth in zip(positions, variant.embed_dims, variant.mlp_ratios, variant.depths):
+        per_position = (8 if variant.swin_like else 11) + 2 * ratio
+        kept += here * channels * (1 + depth * per_position)  # and the stage's input or output in the other layout
+        largest = max(largest, here * channels * (2 + 4 * ratio))
+    weights = 4 * variant.parameters
+    return {"state": 4 * weights, "activations": 4 * kept, "inference": weights + 4 * largest}

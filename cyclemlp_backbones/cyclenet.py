@@ -98,17 +98,17 @@ class Mlp(nn.Layer):
 class CycleMixer(nn.Layer):
     """Mixing of positions and channels (paper section 3.3): [N, H, W, C] -> [N, H, W, C].
 
-    Three branches, CycleFC along the width, along the height, and Linear, are weighted per channel and sample by a
-    softmax over the branches, which comes from the mean of their sum; then a Linear projects the sum.
+    A Linear projects the sum of three branches, CycleFC along the width, along the height, and Linear. `reweight`: each
+    is weighted per channel and sample by a softmax over the branches, which comes from the mean of their sum.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, reweight: bool = True):
         super().__init__()
         self.channels = channels
         self.mlp_c = nn.Linear(channels, channels, _WEIGHT, bias_attr=False)
         self.sfc_h = CycleFC(channels, channels, (1, 3))  # along the width, whatever its name says
         self.sfc_w = CycleFC(channels, channels, (3, 1))
-        self.reweight = Mlp(channels, channels // 4, channels * 3)
+        self.reweight: nn.Layer = Mlp(channels, channels // 4, channels * 3) if reweight else None
         self.proj = nn.Linear(channels, channels, _WEIGHT)
 
     def gates(self, mean: Tensor) -> list[Tensor]:
@@ -117,22 +117,24 @@ class CycleMixer(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w, c = self.sfc_h(x), self.sfc_w(x), self.mlp_c(x)
-        gate_h, gate_w, gate_c = (gate.unsqueeze([1, 2]) for gate in self.gates((h + w + c).mean([1, 2])))
-        return self.proj(h * gate_h + w * gate_w + c * gate_c)
+        if self.reweight is not None:
+            h, w, c = (y * gate.unsqueeze([1, 2]) for y, gate in zip((h, w, c), self.gates((h + w + c).mean([1, 2]))))
+        return self.proj(h + w + c)
 
 
 class CycleBlock(nn.Layer):
     """`x + mixer(norm1(x))`, then `x + mlp(norm2(x))`: [N, H, W, C] -> [N, H, W, C].
 
     Stochastic depth: in training, a sample's branch is left out with probability `drop_path_rate`, else divided by
-    1 - `drop_path_rate`. `use_recompute` keeps only the branches' inputs for backward.
+    1 - `drop_path_rate`. `use_recompute` keeps only the branches' inputs for backward. `reweight` is the mixer's.
     """
 
-    def __init__(self, channels: int, mlp_ratio: float, drop_path_rate: float = 0.0, use_recompute: bool = False):
+    def __init__(self, channels: int, mlp_ratio: float, drop_path_rate: float = 0.0, use_recompute: bool = False,
+                 reweight: bool = True):  # fmt: skip
         super().__init__()
         self.drop_path_rate, self.use_recompute = drop_path_rate, use_recompute
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = CycleMixer(channels)
+        self.attn = CycleMixer(channels, reweight)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, int(channels * mlp_ratio), channels)
 
@@ -161,7 +163,7 @@ class CycleBlock(nn.Layer):
 class Projection(nn.Layer):
     """The stem and the downsampling between stages, a convolution: [N, C_in, H, W] -> [N, H_out, W_out, C_out]."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int | str):
         super().__init__()
         self.proj = nn.Conv2D(in_channels, out_channels, kernel_size, stride, padding)
 
@@ -176,14 +178,14 @@ class CycleNet(nn.Layer):
     `out_indices`: stages that a pyramid returns, increasing, of 0..3 or, from the end, -4..-1; only those have norms.
     `drop_path_rate`: of the last block; a linear ramp from 0 at the first leads to it. `frozen_stages`: -1 freezes
     nothing, 0 the stem, k (up to 4) the stem, the first k stages, the downsampling between them and their pyramid
-    norms: no gradients, no stochastic depth. `use_recompute`: less memory, more time, since only the inputs of the
-    blocks' branches are kept for backward. Anything else is a ValueError. `stage_specs` says what comes out.
+    norms: no gradients, no stochastic depth. `use_recompute`: less memory, more time. `swin_like`: no `reweight`, and
+    downsampling by 2x2, as T, S and B. Anything else is a ValueError. `stage_specs` says what comes out.
     """
 
     def __init__(
         self, depths: Sequence[int], embed_dims: Sequence[int], mlp_ratios: Sequence[float], *,
         num_classes: int | None = None, out_indices: Sequence[int] = (0, 1, 2, 3), in_channels: int = 3,
-        drop_path_rate: float = 0.0, frozen_stages: int = -1, use_recompute: bool = False,
+        drop_path_rate: float = 0.0, frozen_stages: int = -1, use_recompute: bool = False, swin_like: bool = False,
     ):  # fmt: skip
         super().__init__()
         checks.check_integers("depths", depths, count=4, least=1)
@@ -195,34 +197,33 @@ class CycleNet(nn.Layer):
         self.out_indices = checks.check_subset("out_indices", out_indices, 4)
         self.in_channels = checks.check_integer("in_channels", in_channels, 1)
         self.frozen_stages = checks.check_integer("frozen_stages", frozen_stages, -1, 4)
-
         rates = iter(np.linspace(0.0, checks.check_fraction("drop_path_rate", drop_path_rate), sum(depths)).tolist())
         self.patch_embed = Projection(in_channels, embed_dims[0], kernel_size=7, stride=4, padding=2)
         self.network = nn.LayerList()  # stage i is network.{2i}, the downsampling after it network.{2i+1}
-        for stage, (depth, dim, ratio) in enumerate(zip(depths, embed_dims, mlp_ratios)):
-            if stage > 0:
-                self.network.append(Projection(embed_dims[stage - 1], dim, kernel_size=3, stride=2, padding=1))
-            stage_rates = [next(rates) * (stage >= frozen_stages) for _ in range(depth)]
-            self.network.append(nn.Sequential(*[CycleBlock(dim, ratio, rate, use_recompute) for rate in stage_rates]))
+        for i, (depth, dim, ratio) in enumerate(zip(depths, embed_dims, mlp_ratios)):
+            if i > 0:  # to ceil(H / 2), with either kernel
+                self.network.append(Projection(embed_dims[i - 1], dim, *((2, 2, "SAME") if swin_like else (3, 2, 1))))
+            rest = use_recompute, not swin_like
+            blocks = [CycleBlock(dim, ratio, next(rates) * (i >= frozen_stages), *rest) for _ in range(depth)]
+            self.network.append(nn.Sequential(*blocks))
         self._norms = {3: "norm"} if num_classes else {index: f"norm{2 * index}" for index in self.out_indices}
         self.stage_specs = tuple(StageSpec(embed_dims[stage], 4 * 2**stage) for stage in self._norms)
         for stage, name in self._norms.items():
             self.add_sublayer(name, nn.LayerNorm(embed_dims[stage]))
         if num_classes:
             self.head = nn.Linear(embed_dims[3], num_classes, _WEIGHT)
-        frozen = [f"network.{i}." for i in range(2 * frozen_stages - 1)] + ["patch_embed."] * (frozen_stages >= 0)
-        frozen += [f"norm{2 * stage}." for stage in range(frozen_stages)]
+        frozen = [f"{part}{i}." for i in range(2 * frozen_stages - 1) for part in ("network.", "norm")]
         for name, parameter in self.named_parameters():
-            parameter.trainable = not name.startswith(tuple(frozen))
+            parameter.trainable = frozen_stages < 0 or not name.startswith(("patch_embed.", *frozen))
         from cyclemlp_backbones import fast_cpu  # the one place that knows of it
 
         fast_cpu.accelerate(self)
 
     def forward_features(self, image: Tensor) -> list[Tensor]:
-        """Image [N, C, H, W] -> normalised maps [N, C_i, H_i, W_i], high to low resolution.
+        """Image [N, C, H, W] -> normalised maps [N, C_i, H_i, W_i], high to low resolution, as `stage_specs` says.
 
-        One for each of `stage_specs`. H_0 = (H + 1) // 4, then H_i = (H_{i-1} + 1) // 2, and so for the width. H and W
-        are 32 or more and may change from call to call; a smaller or misshapen image raises ValueError.
+        H_0 = (H + 1) // 4, then H_i = (H_{i-1} + 1) // 2, and so for the width. H and W are 32 or more and may change
+        from call to call; a smaller or misshapen image raises ValueError.
         """
         if _is_empty(image, "NCHW", self.in_channels, MIN_SIZE):
             return [y[:0] for y in self.forward_features(paddle.zeros([1, *image.shape[1:]], image.dtype))]
@@ -246,5 +247,4 @@ class CycleNet(nn.Layer):
 
 def _is_empty(x: Tensor, layout: str, channels: int, least: int = 0) -> bool:
     """Whether `x` has no element, which several of Paddle's operators refuse. ValueError for another shape."""
-    shape = getattr(x, "shape")  # noqa: B009  x.shape gives a graph's tensors for open sizes; this gives -1
-    return 0 in checks.check_map(list(shape), layout, channels, least)
+    return 0 in checks.check_map(list(getattr(x, "shape")), layout, channels, least)  # noqa: B009  open sizes are -1

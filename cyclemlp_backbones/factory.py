@@ -37,10 +37,10 @@ def build_backbone(
 ) -> CycleNet:
     """A multi-scale feature pyramid: image [N, C, H, W] -> one map per entry of `out_indices`, strides 4, 8, 16, 32.
 
-    `variant` is "b0" to "b5". `pretrained` is None, a path or URL of a weights file, or True for the published
-    ImageNet weights; a classifier's file is as good as a backbone's. Weights of another number of channels are adapted,
-    which the logged report says. `layout` is "paddle" or "torch", for files that cannot tell (see `load_weights`). The
-    other arguments are those of `CycleNet`.
+    `variant` is one of `list_variants()`. `pretrained` is None, a path or URL of a weights file, or True for the
+    published ImageNet weights; a classifier's file is as good as a backbone's. Weights of another number of channels
+    are adapted, which the logged report says. `layout` is "paddle" or "torch", for files that cannot tell (see
+    `load_weights`). The other arguments are those of `CycleNet`.
     Raises ValueError for a value that is not allowed, CheckpointError for weights that do not fit.
     """
     return _build(
@@ -123,6 +123,8 @@ def _size_of(described: str, arrays: Mapping[str, np.ndarray]) -> tuple[tuple[li
     if wrong:
         raise CheckpointError(f"{described}: not the weights of a CycleMLP; missing or misshapen: {listed(wrong)}")
     told: dict[str, Any] = {"in_channels": shapes[STEM][1]}
+    if shapes.get("network.1.proj.weight", ())[2:] == (2, 2):
+        told["swin_like"] = True
     if len(shapes.get("head.bias", ())) == 1:
         told["num_classes"] = shapes["head.bias"][0]
     elif outputs := [index for index in range(4) if f"norm{2 * index}.weight" in shapes]:
@@ -131,8 +133,7 @@ def _size_of(described: str, arrays: Mapping[str, np.ndarray]) -> tuple[tuple[li
 
 
 def _build(variant: str, pretrained: Pretrained, layout: Layout | None, **options: Any) -> CycleNet:
-    size = VARIANTS[variant_name(variant)]
-    model = CycleNet(size.depths, size.embed_dims, size.mlp_ratios, **options)
+    model = CycleNet(**VARIANTS[variant_name(variant)].network, **options)
     if pretrained is not None and pretrained is not False:
         load_weights(model, locate_weights(pretrained, variant), layout=layout, adapt=True)
     return model

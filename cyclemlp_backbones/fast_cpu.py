@@ -22,6 +22,7 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer, saved_tensors_hooks
 from paddle.jit.sot import psdb
 
+from cyclemlp_backbones import compiled
 from cyclemlp_backbones.cyclenet import CycleFC, CycleMixer, Mlp, with_zeros
 
 REBUILDS = not paddle.__version__.startswith("2.")
@@ -214,11 +215,17 @@ def _grouped(weight: Tensor, length: int) -> Tensor:
 
 
 class FastCycleFC(CycleFC):
-    """CycleFC with crop for slices, and on a small map the features, not the weight, brought into the other's order."""
+    """CycleFC with the compiled shift where it was built; else with crop for slices, and on a small map the features,
+    not the weight, brought into the other's order."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not _runs_here(x) or len(x.shape) != 4 or x.shape[3] != self.in_channels:
             return CycleFC.forward(self, x)
+        if self.length > 1 and compiled.available():
+            read, weight = compiled.shift(x, self), self.weight.reshape(self.weight.shape[:2])
+            if _wants_gradient(x, self.weight, self.bias):  # Paddle 2.6 has wrong second gradients of a transposed one
+                return _add_bias(paddle.matmul(read, weight, transpose_y=True), self.bias)
+            return _linear(read, weight.t(), self.bias)
         read = x
         if self.length > 1:
             read = _Shift.apply(x, self) if _wants_gradient(x) else _shift(x, self)
@@ -246,7 +253,7 @@ class FastMixer(CycleMixer):
     map is large, the three branches, gates and projection are one matrix per sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _runs_here(x):
+        if self.reweight is None or not _runs_here(x):
             return CycleMixer.forward(self, x)
         if self._merging_pays(x):
             return self._merged(x)

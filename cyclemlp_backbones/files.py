@@ -101,6 +101,11 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def cache_folder() -> Path:
+    """The environment's CYCLEMLP_HOME, else ~/.cache/cyclemlp."""
+    return Path(os.environ.get("CYCLEMLP_HOME") or "~/.cache/cyclemlp").expanduser()
+
+
 def isolated_python(code: str, *arguments: object) -> list[str]:
     """The command that runs `code` with `arguments` in a Python of its own, which imports what this one does, and
     nothing from the current folder."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 MIN_SIZE = 32
 """Smallest height and width of an image, in pixels: the last stage still has one position."""
@@ -25,8 +26,8 @@ class Variant:
 
     `depths`, `embed_dims` and `mlp_ratios` have one entry per stage. `crop_pct` is the share of the shorter image side
     that evaluation crops. `paper_top1` is ImageNet-1k top-1 accuracy in percent as printed in the paper
-    (Chen et al., ICLR 2022, arXiv 2107.10224, table 2); None where the paper has no such variant.
-    `parameters` counts the 1000-class classifier.
+    (Chen et al., ICLR 2022, arXiv 2107.10224, table 2), or for `swin_like` rows as the authors publish it; None where
+    there is no such variant. `parameters` counts the 1000-class classifier. `network` is what CycleNet takes.
     """
 
     depths: tuple[int, int, int, int]
@@ -35,6 +36,11 @@ class Variant:
     crop_pct: float
     parameters: int
     paper_top1: float | None
+    swin_like: bool = False
+
+    @property
+    def network(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("depths", "embed_dims", "mlp_ratios", "swin_like")}
 
 
 _NARROW = (64, 128, 320, 512)
@@ -49,13 +55,19 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "b3": Variant((3, 4, 18, 3), _NARROW, (8, 8, 4, 4), 0.9, 38_385_720, 82.4),
         "b4": Variant((3, 8, 27, 3), _NARROW, (8, 8, 4, 4), 0.875, 51_796_552, 83.0),
         "b5": Variant((3, 4, 24, 3), _WIDE, (4, 4, 4, 4), 0.875, 75_747_280, 83.2),
+        # Without published code: a skeleton that has all six published sizes, 28, 50 and 88 M parameters and 4.4, 8.5
+        # and 15.2 G multiply-adds, of which a stem of 4x4, downsampling of 3x3 or reweighting miss some.
+        "t": Variant((2, 2, 6, 2), _WIDE, (4, 4, 4, 4), 0.9, 28_265_896, 81.3, swin_like=True),
+        "s": Variant((2, 2, 18, 2), _WIDE, (4, 4, 4, 4), 0.9, 49_554_856, 82.9, swin_like=True),
+        "b": Variant((2, 2, 18, 2), (128, 256, 512, 1024), (4, 4, 4, 4), 0.9, 87_699_688, 83.4, swin_like=True),
     }
 )
-"""Every variant by its short name, "b0" to "b5"."""
+"""Every variant by its short name: "b0" to "b5"; "t", "s" and "b", a reconstruction from the published sizes; names of
+the weights unknown. Their top-1 is the authors' network's, and no claim about ours."""
 
 
 def list_variants() -> tuple[str, ...]:
-    """The short names that `build_backbone` and `build_classifier` accept, smallest first."""
+    """The short names that `build_backbone` and `build_classifier` accept, each family smallest first."""
     return tuple(VARIANTS)
 
 

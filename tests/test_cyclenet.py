@@ -10,6 +10,7 @@ import paddle
 import pytest
 
 from cyclemlp_backbones import VARIANTS, CycleNet, build_backbone, build_classifier, list_variants
+from cyclemlp_backbones.complexity import multiply_adds
 from tests.reference import GOLDEN, fill_parameters, picked_positions, random_state, reference_input, relative_error
 
 TINY = {"depths": (1, 1, 2, 1), "embed_dims": (8, 16, 24, 32), "mlp_ratios": (4, 4, 4, 4)}
@@ -85,12 +86,46 @@ def test_parameters_have_the_published_count_names_and_shapes(variant):
     model = build_classifier(variant)
     ours = {name: list(p.shape) for name, p in model.named_parameters()}
     assert sum(p.size for p in model.parameters()) == VARIANTS[variant].parameters
-    if variant == "b0":  # ours, not published
+    if variant == "b0" or VARIANTS[variant].swin_like:  # ours, not published; a reconstruction
         return
     assert VARIANTS[variant].parameters == json.loads((GOLDEN / "params.json").read_text())[variant.upper()]["params"]
     published = json.loads((GOLDEN / f"{variant.upper()}.shapes.json").read_text())
     published = {name: shape for name, shape in published.items() if not name.endswith(".offset")}
     assert ours == {name: shape[::-1] if len(shape) == 2 else shape for name, shape in published.items()}
+
+
+@pytest.mark.parametrize(("variant", "millions", "giga"), [("t", 28, 4.4), ("s", 50, 8.5), ("b", 88, 15.2)])
+def test_a_reconstruction_has_the_published_sizes(variant, millions, giga):
+    row = VARIANTS[variant]
+    assert sum(p.size for p in build_classifier(variant).parameters()) == row.parameters
+    assert round(row.parameters / 1e6) == millions
+    assert round(multiply_adds(row) / 1e9, 1) == giga
+
+
+def test_a_swin_like_network_sums_its_branches_and_merges_two_by_two():
+    """Against the same network with even gates, a third each, and merging written as a matrix product."""
+    paddle.seed(3)
+    model = CycleNet(**TINY, swin_like=True)
+    model.eval()
+    gated = CycleNet(**TINY)
+    gated.eval()
+    for index in (0, 2, 4, 6):
+        for plain, other in zip(model.network[index], gated.network[index]):
+            even = {name: paddle.zeros_like(p) for name, p in other.named_parameters() if "reweight" in name}
+            other.set_state_dict({**plain.state_dict(), **even})
+            other.attn.proj.weight.set_value(plain.attn.proj.weight * 3)
+    x = model.patch_embed(paddle.to_tensor(reference_input((2, 3, 97, 67))))
+    for index, norm in enumerate((model.norm0, model.norm2, model.norm4, model.norm6)):
+        x = gated.network[2 * index](x)
+        expected = norm(x).transpose([0, 3, 1, 2])
+        found = model(paddle.to_tensor(reference_input((2, 3, 97, 67))))[index]
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+        if index < 3:  # rows and columns of zeros make the sizes even
+            x = paddle.nn.functional.pad(x, [0, 0, 0, x.shape[1] % 2, 0, x.shape[2] % 2, 0, 0])
+            n, h, w, c = x.shape
+            merged = x.reshape([n, h // 2, 2, w // 2, 2, c]).transpose([0, 1, 3, 5, 2, 4]).flatten(3)
+            downsampling = model.network[2 * index + 1].proj
+            x = merged @ downsampling.weight.flatten(1).t() + downsampling.bias
 
 
 @pytest.mark.parametrize("variant", list_variants())
@@ -203,7 +238,7 @@ def test_a_variant_has_several_spellings(name):
 
 @pytest.mark.parametrize("name", ["b9", "", "resnet50", None, 1])
 def test_an_unknown_variant_is_refused_with_the_names(name):
-    with pytest.raises(ValueError, match=r"b0, b1, b2, b3, b4, b5"):
+    with pytest.raises(ValueError, match=r"b0, b1, b2, b3, b4, b5, t, s, b"):
         build_classifier(name)
 
 

@@ -37,6 +37,8 @@ FORMS = {
     "mixer, merged": (lambda: CycleMixer(6), (2, 5, 9, 6)),
     "mixer, merged, a row": (lambda: CycleMixer(5), (3, 1, 13, 5)),
     "mixer, small map": (lambda: CycleMixer(6), (2, 2, 2, 6)),
+    "mixer, plain sum": (lambda: CycleMixer(6, reweight=False), (2, 5, 9, 6)),
+    "block with a plain sum": (lambda: CycleBlock(6, 2.0, reweight=False), (2, 5, 9, 6)),
     "block": (lambda: CycleBlock(6, 2.0), (2, 5, 9, 6)),
     "block with recompute": (lambda: CycleBlock(6, 2.0, use_recompute=True), (2, 5, 9, 6)),
 }
@@ -64,10 +66,12 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-12 * max(1.0, float(b.abs().max())))
 
 
+@pytest.mark.parametrize("ops", ["0", "1"])
 @pytest.mark.parametrize("form", FORMS)
-def test_fast_form_equals_the_plain_one(form, monkeypatch):
+def test_fast_form_equals_the_plain_one(form, ops, monkeypatch, built_ops):
     """Values with and without gradients, first and second gradients, gradients of the input alone, of the parameters
     alone, hooks on every part, and the present weights after a change."""
+    monkeypatch.setenv("CYCLEMLP_OPS", ops)  # without the compiled shift, and with it
     monkeypatch.setattr(fast_cpu, "_HIDDEN_ELEMENTS", 800)  # Mlp in parts of 100 rows
     plain, fast, x = both(*FORMS[form])
     second_too = form.startswith(("linear", "cyclefc"))  # Paddle's gelu, softmax and recompute have none

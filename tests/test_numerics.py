@@ -9,8 +9,8 @@ import pytest
 from cyclemlp_backbones import VARIANTS, CycleNet, fast_cpu
 from tests.reference import fill_parameters, reference_input, relative_error
 
-FAMILIES = ("b0", "b2", "b3", "b5")
-"""The four kinds of widths and ratios that the variants have."""
+FAMILIES = ("b0", "b2", "b3", "b5", "t")
+"""The kinds of widths, ratios and skeletons that the variants have."""
 
 
 @pytest.fixture(params=["fast", "plain"])
@@ -24,7 +24,8 @@ def form(request, monkeypatch):
 def network(request, form):
     """A pyramid of a variant's family, a quarter as wide, a block or two a stage, with the reference weights."""
     row = VARIANTS[request.param]
-    model = CycleNet((1, 1, 2, 1), [dim // 4 for dim in row.embed_dims], row.mlp_ratios, drop_path_rate=0.1)
+    narrow = {"depths": (1, 1, 2, 1), "embed_dims": [dim // 4 for dim in row.embed_dims]}
+    model = CycleNet(**{**row.network, **narrow}, drop_path_rate=0.1)
     fill_parameters(model)
     model.eval()
     kinds = {type(layer).__name__ for layer in model.sublayers()}

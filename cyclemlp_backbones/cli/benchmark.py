@@ -34,14 +34,14 @@ _SECONDS_A_TURN = 0.3
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = command_parser("benchmark", __doc__)
-    parser.add_argument("--variant", default="b1", help="b0 to b5, default b1")
+    parser.add_argument("--variant", default="b1", help="a name of `cyclemlp variants`, default b1")
     parser.add_argument("--size", default="224x224", help="HEIGHTxWIDTH of the image, default 224x224")
     parser.add_argument("--batch", type=int, default=1, help="images at a time, default 1")
     parser.add_argument(
         "--compare",
         default="resnet50",
         metavar="NETWORK",
-        help="b0 to b5, or a classifier of paddle.vision.models; default resnet50",
+        help="a variant, or a classifier of paddle.vision.models; default resnet50",
     )
     parser.add_argument("--train", action="store_true", help="a training step instead of a forward")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: a GPU where Paddle has one")
@@ -82,7 +82,7 @@ def _build(name: str) -> Any:
     build = getattr(models, name, None)
     if name not in models.__all__ or not callable(build) or isinstance(build, type):
         known = ", ".join(sorted(n for n in models.__all__ if not isinstance(getattr(models, n), type)))
-        raise ValueError(f"--compare {name}; it takes b0 to b5, or a classifier of paddle.vision.models: {known}")
+        raise ValueError(f"--compare {name}; it takes a variant, or a classifier of paddle.vision.models: {known}")
     return build()
 
 

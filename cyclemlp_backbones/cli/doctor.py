@@ -10,12 +10,22 @@ from cyclemlp_backbones.environment import PACKAGES, findings, support
 from cyclemlp_backbones.files import installed_versions
 
 
+def _built() -> bool:
+    """Whether the compiled shift is there for this Paddle, if there is a Paddle."""
+    try:
+        from cyclemlp_backbones import compiled
+    except ImportError:
+        return False
+    return compiled.library().exists()
+
+
 def main(argv: list[str]) -> int:
     command_parser("doctor", __doc__).parse_args(argv)
     versions = installed_versions(PACKAGES)
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     for package, version in versions.items():
         print(f"  {package:<24} {version}")
+    print(f"build-ops                  {'done' if _built() else 'not done: optional, networks run without'}")
     print("what docs/support.md says of this Python and this Paddle:")
     for part, verdict in support(versions).items():
         print(f"  {part:<24} {verdict}")

@@ -41,5 +41,6 @@ def main(argv: list[str]) -> int:
     print("\nStrides of the four maps: 4, 8, 16, 32.")
     print(
         "* percent, as the paper prints it (arXiv 2107.10224); not trained here. b0 is ours, not the paper's: no claim."
+        "\nt, s, b: reconstruction from the published sizes; names of the weights unknown; the top-1 is the authors'."
     )
     return 0

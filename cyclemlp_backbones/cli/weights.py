@@ -22,11 +22,12 @@ def main(argv: list[str]) -> int:
     for action in (get, check):
         action.add_argument("source", metavar="SOURCE", help="b1 to b5 (the published file), a URL or a path")
     check.add_argument("--layout", choices=("paddle", "torch"), help="of Linear weights, where the file cannot tell")
-    check.add_argument("--names", action="store_true", help="print every name and shape in the file, whatever it is of")
+    check.add_argument(
+        "--names", action="store_true", help="print every name and shape in the file; of one that does not fit, always"
+    )
     arguments = parser.parse_args(argv)
 
     from cyclemlp_backbones.weights.download import cached_path
-    from cyclemlp_backbones.weights.formats import read_checkpoint
     from cyclemlp_backbones.weights.loading import PUBLISHED, locate_weights
 
     if arguments.action == "list":
@@ -38,28 +39,37 @@ def main(argv: list[str]) -> int:
     path = locate_weights(*((True, source) if source in VARIANTS and not Path(source).exists() else (source, "")))
     existing_file(path, "weights file", (".pdparams", ".pth", ".safetensors"))
     print(f"{path}: {path.stat().st_size:,} bytes")
+    print(f"sha256 {files.sha256(path)}")
     if arguments.action == "get":
-        print(f"sha256 {files.sha256(path)}")
         return 0
-    if arguments.names:
-        for name, array in read_checkpoint(path).items():
-            print(f"  {visible(name)} {list(array.shape)} {array.dtype}")
-    _check(path, arguments.layout)
+    _check(path, arguments.layout, arguments.names)
     return 0
 
 
-def _check(path: Path, layout: Any) -> None:
+def _print_names(path: Path) -> None:
+    from cyclemlp_backbones.weights.formats import read_checkpoint
+
+    arrays = read_checkpoint(path)
+    for name, array in arrays.items():
+        print(f"  {visible(name)} {list(array.shape)} {array.dtype}")
+    print(f"{len(arrays)} arrays of {sum(array.size for array in arrays.values()):,} numbers")
+
+
+def _check(path: Path, layout: Any, names: bool) -> None:
     import paddle
 
     from cyclemlp_backbones.deploy.export import variant_of
     from cyclemlp_backbones.factory import read_network
     from cyclemlp_backbones.weights.pickles import CheckpointError
 
+    if names:
+        _print_names(path)
     try:
         model, report = read_network(path, layout=layout)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}. `cyclemlp weights check {path} --names` prints what it has") from error
-    print(f"sha256 {files.sha256(path)}")
+    except CheckpointError:
+        if not names:
+            _print_names(path)
+        raise
     blocks = [len(stage) for stage in model.network[::2]]
     print(f"CycleMLP {variant_of(model) or 'of a size of its own'}, blocks {blocks}")
     print(report)

@@ -67,12 +67,13 @@ class Exportable:
 
 
 def variant_of(network: CycleNet) -> str | None:
-    """The variant that a network is, "b0" to "b5"; None if it is of another size."""
+    """The variant that a network is; None if it is of another size."""
     stages = [network.network[index] for index in (0, 2, 4, 6)]
     depths = tuple(len(stage) for stage in stages)
     dims = tuple(int(stage[0].norm1.bias.shape[0]) for stage in stages)
+    swin_like = stages[0][0].attn.reweight is None
     for name, variant in VARIANTS.items():
-        if (variant.depths, variant.embed_dims) == (depths, dims):
+        if (variant.depths, variant.embed_dims, variant.swin_like) == (depths, dims, swin_like):
             return name
     return None
 

@@ -34,8 +34,9 @@ def cpu_graph_forms(model: nn.Layer) -> Iterator[None]:
                 before[layer] = type(layer)
                 layer.__class__ = _RowsMlp
         for block in [*network.network[0], *network.network[2]]:
-            before[block.attn] = type(block.attn)
-            block.attn.__class__ = _MergedMixer
+            if block.attn.reweight is not None:  # a plain sum is one graph of products already
+                before[block.attn] = type(block.attn)
+                block.attn.__class__ = _MergedMixer
     try:
         yield
     finally:

@@ -59,20 +59,15 @@ def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def cache_folder() -> Path:
-    """The environment's CYCLEMLP_HOME, else ~/.cache/cyclemlp."""
-    return Path(os.environ.get("CYCLEMLP_HOME") or "~/.cache/cyclemlp").expanduser()
-
-
 def cached_path(url: str) -> Path:
     """Where `fetch(url)` keeps the file. The name has a mark of the whole URL, since many files are called best.pth."""
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     path = Path(re.sub(r"[^A-Za-z0-9._-]", "_", name)[-100:].lstrip(".") or "weights")
-    return cache_folder() / f"{path.stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{path.suffix}"
+    return files.cache_folder() / f"{path.stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{path.suffix}"
 
 
 def fetch(url: str, *, sha256: str | None = None, size: int | None = None) -> Path:
-    """The file behind an http(s) URL, downloaded once into `cache_folder()`.
+    """The file behind an http(s) URL, downloaded once into `files.cache_folder()`.
 
     A download that was cut is resumed where the server can; the file appears under its name when it is complete, as the
     length that the server announces or the asked `size` or `sha256` tells. Its SHA-256 and size are recorded beside it

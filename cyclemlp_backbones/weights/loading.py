@@ -16,9 +16,10 @@ import paddle
 from paddle import Tensor, nn
 
 from cyclemlp_backbones.cyclenet import CycleFC, cycle_offsets
+from cyclemlp_backbones.files import cache_folder
 from cyclemlp_backbones.variants import variant_name
 from cyclemlp_backbones.weights import formats
-from cyclemlp_backbones.weights.download import cache_folder, fetch, is_url
+from cyclemlp_backbones.weights.download import fetch, is_url
 from cyclemlp_backbones.weights.formats import LAYOUTS, Layout
 from cyclemlp_backbones.weights.pickles import CheckpointError, listed
 

@@ -1,18 +1,22 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from classification import commands
+from classification import commands, inference
 from classification.config import Config
 from classification.config_files import as_tree
 from classification.distributed import World
 from classification.trainer import Trainer
 from cyclemlp_backbones.checks import dataclass_from
+from cyclemlp_backbones.files import sha256
 from tests.classification.tiny import arguments, run_python, tiny_config
+
+CARDS = Path(__file__).resolve().parents[2] / "docs" / "models"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,30 @@ def test_eval_repeats_what_training_measured(trained, digits, tmp_path, capsys):
     code, _, err = output(capsys, "eval", *arguments(digits, tmp_path))
     assert code == 1
     assert "--weights FILE" in err
+
+
+def test_eval_stores_its_result_and_how_it_came_in_a_card(trained, digits, tmp_path, capsys, monkeypatch):
+    folder, report = trained
+    card = tmp_path / "b1.yml"
+    card.write_text((CARDS / "b1.yml").read_text())
+    weights = folder / "last.pdparams"
+    command = ["eval", *arguments(digits, tmp_path), "--weights", weights, "--batch-size", 4, "--store", card]
+    code, _, err = output(capsys, *command)
+    assert (code, yaml.safe_load(card.read_text())["imagenet_top1"]["here"]) == (1, None)
+    assert "a card has that of ImageNet's 50,000" in err
+    monkeypatch.setattr(inference, "IMAGENET_VAL", 13)
+    for _ in range(2):  # the second in place of the first
+        assert output(capsys, *command)[0] == 0
+    stored = yaml.safe_load(card.read_text())
+    before = yaml.safe_load((CARDS / "b1.yml").read_text())
+    by = stored.pop("measured_here")
+    assert stored.pop("imagenet_top1") == {**before.pop("imagenet_top1"), "here": round(report["last"]["top1"], 3)}
+    assert stored == before
+    assert (by["weights"], by["images"]) == ({"file": "last.pdparams", "sha256": sha256(weights)}, 13)
+    assert by["command"] == ["cyclemlp", "cls", *map(str, command)]
+    assert {"commit", "started", "device", "versions"} <= by.keys()
+    card.write_text(card.read_text().replace("variant: b1", "variant: b2"))
+    assert "is of b2, the result of b1" in output(capsys, *command)[2]
 
 
 def test_predict_writes_the_likeliest_classes_and_names_unreadable_images(trained, digits, tmp_path, capsys):

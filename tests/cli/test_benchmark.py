@@ -35,7 +35,7 @@ def test_both_networks_are_timed_and_the_ratio_is_of_their_times(tmp_path, extra
     [
         (
             ["--compare", "Layer"],
-            "--compare Layer; it takes b0 to b5, or a classifier of paddle.vision.models: alexnet",
+            "--compare Layer; it takes a variant, or a classifier of paddle.vision.models: alexnet",
         ),
         (["--precision", "bf16", "--device", "cpu"], "autocast does nothing on a CPU"),
         (["--size", "31"], "size '31'; it takes HEIGHTxWIDTH"),

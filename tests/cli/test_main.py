@@ -1,15 +1,19 @@
 """What all commands share: how they end."""
 
+import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cyclemlp_backbones import VARIANTS, build_backbone, build_classifier
 from cyclemlp_backbones.cli import COMMANDS, EXAMPLES, main, variants
+from cyclemlp_backbones.cli.cls import program
 
 
 def test_a_reader_that_leaves_early_gets_no_message():
@@ -30,9 +34,25 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "cyclemlp variants: interrupted\n"
 
 
+def test_every_exit_status_is_documented_and_happens(monkeypatch, capsys):
+    commands = importlib.import_module(f"{program()}.commands")
+
+    def ends(error):
+        def train(*_):
+            raise error
+
+        monkeypatch.setattr(commands, "train", train)
+        return main(["cls", "train"])
+
+    happened = {main(["--version"]), main(["info", "b7"]), main(["nothing"]), ends(KeyboardInterrupt())}
+    happened |= {ends(type("Terminated", (Exception,), {})()), ends(ValueError()), 141}  # 141: the test above
+    page = (Path(__file__).resolve().parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    assert {int(status) for status in re.findall(r"^\| (\d+) \|", page, re.M)} == happened
+
+
 def test_an_unknown_command_names_the_near_one(capsys):
     assert main(["exprot"]) == 2
-    assert "unknown command 'exprot'; did you mean export?" in capsys.readouterr().err
+    assert "unknown command 'exprot'; did you mean export or plot?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -9,14 +9,15 @@ from pathlib import Path
 import paddle
 import pytest
 
+from benchmarks.memory import beside_estimate
 from cyclemlp_backbones import VARIANTS, CycleFC, __version__, build_backbone, build_classifier
 from cyclemlp_backbones.cli import COMMANDS, main
-from cyclemlp_backbones.complexity import multiply_adds, stage_sizes
+from cyclemlp_backbones.complexity import memory, multiply_adds, stage_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("variant", "size"), [("b0", (64, 96)), ("b1", (97, 131)), ("b5", (32, 32))])
+@pytest.mark.parametrize(("variant", "size"), [("b0", (64, 96)), ("b1", (97, 131)), ("b5", (32, 32)), ("t", (65, 131))])
 def test_multiply_adds_equal_what_the_layers_do(variant, size):
     """Counted by hooks on the layers of a real forward pass."""
     model = build_classifier(variant, num_classes=11)
@@ -48,13 +49,14 @@ def test_stage_sizes_equal_the_networks():
 def test_variants_prints_a_row_per_variant_with_its_provenance(capsys):
     assert main(["variants"]) == 0
     out = capsys.readouterr().out
-    rows = {line.split()[0]: line.split() for line in out.splitlines() if re.match(r"b\d", line)}
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if re.match(r"\w\w?  ", line)}
     assert set(rows) == set(VARIANTS)
     assert rows["b1"][1:3] == ["15.16M", "2.12G"]
     assert rows["b4"][-1] == "83.0"
     assert rows["b0"][-1] == "-"
     assert "not trained here" in out
     assert "b0 is ours" in out
+    assert "t, s, b: reconstruction from the published sizes; names of the weights unknown" in out
 
 
 def test_info_tells_sizes_and_costs(capsys):
@@ -67,10 +69,21 @@ def test_info_tells_sizes_and_costs(capsys):
     assert f"{backbone / 1e6:.3f} M parameters" in out
 
 
+def test_estimated_memory_is_near_a_steps(capsys):
+    """The peak of a real step of the plain form, in a process of its own: gradients and activations."""
+    measured, estimated = map(float, re.search(r": (\d+) MB, estimated (\d+)", beside_estimate("b0:224:6")).groups())
+    assert 0.75 < measured / estimated < 1.25
+    assert main(["info", "b1", "--memory", "--batch", "8"]) == 0
+    assert "0.23 GiB for weights, gradients and AdamW, 0.53 GiB for what backward needs" in capsys.readouterr().out
+    one, two = (memory(VARIANTS["t"], 224, 224, batch) for batch in (1, 2))
+    assert (two["state"], two["activations"]) == (one["state"], 2 * one["activations"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["info", "b7"], "b0, b1, b2, b3, b4, b5"),
+        (["info", "b1", "--memory", "--batch", "0"], "--batch is 0"),
+        (["info", "b7"], "b0, b1, b2, b3, b4, b5, t, s, b"),
         (["info", "b1", "--size", "16x512"], "32 or more"),
         (["info", "b1", "--size", "wide"], "HEIGHTxWIDTH"),
         (["info", "b1", "--num-classes", "0"], "at least 1"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cyclemlp_backbones import build_backbone, build_classifier, write_checkpoint
+from cyclemlp_backbones import CycleNet, build_backbone, build_classifier, write_checkpoint
 from cyclemlp_backbones.cli import main
 from cyclemlp_backbones.files import sha256
 from cyclemlp_backbones.weights import loading
@@ -50,11 +50,22 @@ def test_check_tells_size_hash_and_what_the_network_says(capsys, tmp_path):
 
 def test_a_file_of_another_network_is_reported_with_its_names(capsys, tmp_path):
     write_checkpoint(tmp_path / "w.pdparams", {"layers.0.fc.weight": np.zeros((3, 4), "float32")}, layout="paddle")
-    assert main(["weights", "check", str(tmp_path / "w.pdparams"), "--names"]) == 1
-    said = capsys.readouterr()
-    assert "layers.0.fc.weight [3, 4] float32" in said.out
-    assert "not the weights of a CycleMLP" in said.err
-    assert "--names` prints what it has" in said.err
+    for more in ([], ["--names"]):
+        assert main(["weights", "check", str(tmp_path / "w.pdparams"), *more]) == 1
+        said = capsys.readouterr()
+        assert said.out.count("  layers.0.fc.weight [3, 4] float32\n1 arrays of 12 numbers\n") == 1
+        assert "not the weights of a CycleMLP" in said.err
+
+
+def test_a_reconstruction_is_told_by_its_file_and_the_names_of_another_are_printed(capsys, tmp_path):
+    sizes = {"depths": (2, 2, 6, 2), "embed_dims": (96, 192, 384, 768), "mlp_ratios": (4, 4, 4, 4)}
+    arrays = save(CycleNet(**sizes, swin_like=True, num_classes=2), tmp_path / "t.pdparams")
+    assert main(["weights", "check", str(tmp_path / "t.pdparams")]) == 0
+    assert "CycleMLP t, blocks [2, 2, 6, 2]" in capsys.readouterr().out
+    merging = {name.replace("network.1.proj", "layers.0.downsample.reduction"): array for name, array in arrays.items()}
+    write_checkpoint(tmp_path / "other.pdparams", merging, layout="paddle")
+    assert main(["weights", "check", str(tmp_path / "other.pdparams")]) == 1
+    assert "layers.0.downsample.reduction.weight [192, 96, 2, 2] float32" in capsys.readouterr().out
 
 
 def test_a_variant_without_published_weights_is_an_error_that_names_the_others(capsys):

@@ -21,10 +21,10 @@ def program(folder):
     return next(path for path in (folder / "model.json", folder / "model.pdmodel") if path.exists()).read_bytes()
 
 
-@pytest.mark.parametrize("num_classes", [None, 6])
-def test_both_forms_compute_what_the_network_does_and_leave_it_as_it_was(tmp_path, num_classes):
+@pytest.mark.parametrize(("num_classes", "swin_like"), [(None, False), (6, False), (None, True)])
+def test_both_forms_compute_what_the_network_does_and_leave_it_as_it_was(tmp_path, num_classes, swin_like):
     paddle.seed(1)
-    model = CycleNet(**TINY, num_classes=num_classes)
+    model = CycleNet(**TINY, num_classes=num_classes, swin_like=swin_like)
     model.eval()
     kinds = [type(layer) for layer in model.sublayers()]
     for device in ("cpu", "gpu"):

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclemlp_backbones import CheckpointError, CycleNet, load_weights
+from cyclemlp_backbones import CheckpointError, CycleNet, files, load_weights
 from cyclemlp_backbones.weights import download
 from cyclemlp_backbones.weights.download import DownloadError, cached_path, fetch
 from cyclemlp_backbones.weights.loading import locate_weights
@@ -354,7 +354,7 @@ def test_redirections_elsewhere_or_nowhere_are_refused_at_once(server, location)
 def behave(behaviour: Behaviour, **how: object) -> None:
     """Another behaviour of the server, and nothing in the cache."""
     vars(behaviour).update(vars(Behaviour(**how)))
-    shutil.rmtree(download.cache_folder(), ignore_errors=True)
+    shutil.rmtree(files.cache_folder(), ignore_errors=True)
 
 
 @examples

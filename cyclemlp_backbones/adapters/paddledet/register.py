@@ -32,7 +32,7 @@ class CycleMLP(CycleNet):
     """CycleMLP as a feature pyramid for PaddleDetection.
 
     Args:
-        arch: "b0" to "b5".
+        arch: "b0" to "b5", "t", "s" or "b".
         in_channels: channels of the image.
         out_indices: stages to return, an increasing subset of 0..3: [0, 1, 2, 3] for R-CNNs, [1, 2, 3] for RetinaNet;
             negative ones count from the last.
@@ -58,11 +58,8 @@ class CycleMLP(CycleNet):
         pretrained: Pretrained = None,
         layout: Layout | None = None,
     ):
-        size = VARIANTS[variant_name(arch)]
         super().__init__(
-            size.depths,
-            size.embed_dims,
-            size.mlp_ratios,
+            **VARIANTS[variant_name(arch)].network,
             out_indices=out_indices,
             in_channels=in_channels,
             drop_path_rate=drop_path_rate,

@@ -1,5 +1,6 @@
-"""CycleMLP in PaddleSeg: importing this module registers the backbones `CycleMLP_B0` … `CycleMLP_B5`, the model
-`SemanticFPN` and the optimizer `AdamWLayerDecay`; `register_paddleseg(repair=True)` also mends the release."""
+"""CycleMLP in PaddleSeg: importing this module registers the backbones `CycleMLP_B0` … `CycleMLP_B5`, `CycleMLP_T`,
+`CycleMLP_S` and `CycleMLP_B`, the model `SemanticFPN` and the optimizer `AdamWLayerDecay`;
+`register_paddleseg(repair=True)` also mends the release."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def _backbone(variant: str) -> Callable[..., CycleNet]:
 
 
 _BACKBONES = tuple(_backbone(variant) for variant in list_variants())
-CycleMLP_B0, CycleMLP_B1, CycleMLP_B2, CycleMLP_B3, CycleMLP_B4, CycleMLP_B5 = _BACKBONES
+CycleMLP_B0, CycleMLP_B1, CycleMLP_B2, CycleMLP_B3, CycleMLP_B4, CycleMLP_B5, *_RECONSTRUCTED = _BACKBONES
+CycleMLP_T, CycleMLP_S, CycleMLP_B = _RECONSTRUCTED
 
 
 class AdamWLayerDecay(AdamW):
