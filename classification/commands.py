@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cyclemlp_backbones.interrupts import is_interrupt
+from cyclemlp_backbones.interrupts import end_within, is_interrupt
 
 from .config import Config
 from .config_files import describe_settings, dump_yaml, load_config, parse_setting
@@ -17,6 +17,9 @@ from .flags import EVAL, PREDICT, TRAIN, Flags, add_flags, flag_settings
 
 TERMINATED = 75
 """The status of a training that SIGTERM ended after a run state was written: sysexits' EX_TEMPFAIL, try again."""
+
+LEAVE_SECONDS = 10
+"""How long a training that SIGTERM ended, and whose run state is written, takes to leave at most; Slurm waits 30."""
 
 if TYPE_CHECKING:
     from .distributed import World
@@ -56,6 +59,8 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
             raise
         sys.stderr.write(message)
         leave_if_several(status, "")
+        if terminated:
+            end_within(LEAVE_SECONDS, status)
         return status
     return 0
 

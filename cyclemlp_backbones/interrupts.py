@@ -70,6 +70,27 @@ def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker:
         init(worker)
 
 
+def end_within(seconds: float, status: int) -> None:
+    """Ends the workers, and has this process end with `status` in that time.
+
+    The interpreter's own end asks each worker once and then waits for ever. That is lost on one that has begun just
+    now and has yet to take another's SIGTERM, Slurm's to all processes, and on one that is stuck in a file system.
+    """
+
+    def end() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    while workers := multiprocessing.active_children():
+        for worker in workers:
+            worker.terminate()
+        workers[0].join(0.1)
+
+
 def _is_told() -> bool:
     """Whether the system tells a worker of its trainer's end: Linux, where a fork server is not between the two."""
     return sys.platform == "linux" and multiprocessing.get_start_method() != "forkserver"

@@ -3,7 +3,7 @@
 The usual changes: another operator, the opposite condition, another constant, a statement left out. Each goes into a
 copy of the tree; a fork that has Paddle loaded already runs the module's quick tests that reach the changed lines, the
 quickest first, until one fails. What survives has a reason in tests/mutants.yml, or is a failure.
-Figures go to docs/results/mutants.json.
+Figures go to docs/results/mutants.json and into the table of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 REASONS = ROOT / "tests" / "mutants.yml"
 FIGURES = ROOT / "docs" / "results" / "mutants.json"
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- mutants: begin -->\n", "<!-- mutants: end -->\n"
+COLUMNS = ("changes", "tried", "killed", "explained")
 NETWORK = [
     *("tests/test_cyclefc.py", "tests/test_numerics.py", "tests/test_cyclenet.py"),
     "tests/test_fast_cpu.py::test_fast_form_equals_the_plain_one",
@@ -203,7 +206,7 @@ class Mutating:
     def __init__(self, module: str, tree: Path, arguments: argparse.Namespace, known: dict[str, str]):
         self.module, self.path, self.arguments, self.known = module, tree / module, arguments, known
         self.source = (ROOT / module).read_text(encoding="utf-8")
-        self.found: dict[str, Any] = {"mutants": 0, "killed": 0, "timeouts": 0, "survivors": []}
+        self.found: dict[str, Any] = {"changes": 0, "tried": 0, "killed": 0, "timeouts": 0, "survivors": []}
         self._lines: set[int] = set()
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -213,8 +216,8 @@ class Mutating:
         tests = json.loads(reached.read_text())
         items = sorted(session.items, key=lambda item: tests[item.nodeid][0])
         limit = 20 + 5 * sum(seconds for seconds, _ in tests.values())
-        start = time.monotonic()
         for number, mutant in enumerate(mutants(self.source)):
+            self.found["changes"] += 1
             if self.arguments.only in mutant["name"] and number % self.arguments.every == 0:
                 lines = mutant["lines"]
                 chosen = [item for item in items if lines is None or set(lines) & set(tests[item.nodeid][1])]
@@ -222,7 +225,6 @@ class Mutating:
                 os.utime(self.path, (number, number))  # a time of its own, else compiled code could be taken for its
                 self._count(mutant["name"], self._status(session, mutant, chosen, limit))
         self.path.write_text(self.source, encoding="utf-8")
-        self.found["seconds"] = round(time.monotonic() - start)
         return True
 
     def _status(
@@ -236,7 +238,7 @@ class Mutating:
         return status
 
     def _count(self, name: str, status: int | None) -> None:
-        self.found["mutants"] += 1
+        self.found["tried"] += 1
         self.found["killed"] += status not in (0, None)
         self.found["timeouts"] += status is None
         if status == 0:
@@ -366,16 +368,28 @@ def main() -> None:
             plugin = Mutating(module, tree, arguments, known)
             pytest.main([*_OPTIONS, f"--basetemp={folder}/tests", *MODULES[module]], [plugin])
             found = plugin.found
-            if not found["mutants"]:
+            if not found["tried"]:
                 sys.exit(f"{module}: no mutant was tried, since its tests were not collected")
             survivors = found.pop("survivors")
             unexplained += len({*survivors} - {*known})
+            if arguments.every == 1 and not arguments.only:
+                print(*(f"NEEDLESS  {name}" for name in {*known} - {*survivors}), sep="\n", flush=True)
             figures[module] = {**found, "explained": len({*survivors} & {*known}), "every": arguments.every}
             print(f"{module}: {figures[module]}", flush=True)
             if not arguments.only:
                 FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                _write_table(figures)
     if unexplained:
         sys.exit(f"{unexplained} mutants survive without a reason in {REASONS.relative_to(ROOT)}")
+
+
+def _write_table(figures: dict[str, dict[str, int]]) -> None:
+    rows = [("module", *COLUMNS), *((f"`{name}`", *map(found.get, COLUMNS)) for name, found in figures.items())]
+    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in rows]
+    lines.insert(1, "|---" * len(rows[0]) + "|\n")
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}{''.join(lines)}{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

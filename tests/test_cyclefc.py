@@ -74,6 +74,16 @@ def test_layer_equals_deform_conv2d(length, vertical, batch, channels, height, w
         np.testing.assert_allclose(form(x).numpy(), expected.transpose([0, 2, 3, 1]).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 1)])
+@pytest.mark.parametrize("form", [lambda layer: layer, accelerate], ids=["plain", "fast"])
+def test_a_long_map_is_read_to_its_end(form, kernel_size):
+    layer = form(CycleFC(4, 4, kernel_size, bias=False))
+    layer.weight.set_value(np.eye(4, dtype="float32").reshape(4, 4, 1, 1))
+    x = np.random.RandomState(0).standard_normal((1, 2, 300, 4) if kernel_size == (1, 3) else (1, 300, 2, 4))
+    x = x.astype("float32")
+    assert (layer(paddle.to_tensor(x)).numpy() == shifted_by_numpy(x, kernel_size)).all()
+
+
 @examples
 @given(channels=st.integers(1, 700), length=st.integers(1, 40), vertical=st.booleans())
 def test_each_channel_has_the_offset_of_its_residue_nearest_to_the_middle(channels, length, vertical):

@@ -216,7 +216,7 @@ def test_wrong_out_indices_are_refused(out_indices):
     ("arguments", "message"),
     [
         ({"depths": (1, 1, 1)}, r"depths is \(1, 1, 1\).*4 integers"),
-        ({"embed_dims": (8, 16, 24, 0)}, r"embed_dims is \(8"),
+        ({"embed_dims": (8, 16, 24, 3)}, r"embed_dims is \(8"),
         ({"mlp_ratios": (4, 4, -1, 4)}, r"mlp_ratios is \(4"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate is 1\.0"),
         ({"drop_path_rate": float("nan")}, "drop_path_rate is nan"),
@@ -261,6 +261,42 @@ def test_recompute_gives_the_same_gradients_with_drop_path():
         np.testing.assert_allclose(
             found[1][name], gradient, rtol=1e-5, atol=1e-5 * np.abs(gradient).max(), err_msg=name
         )
+
+
+def test_branches_are_computed_again_only_where_it_is_asked_and_gradients_follow():
+    image = paddle.randn([1, 3, 32, 32])
+    for arguments, expected in (({}, 1), ({"use_recompute": True}, 2), ({"use_recompute": False}, 1)):
+        model, calls = CycleNet(**TINY, **arguments), []
+        norm = model.network[0][0].norm1
+        norm.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        for train, times in ((True, expected), (False, 1)):
+            (model.train if train else model.eval)()
+            sum(y.sum() for y in model(image)).backward()
+            assert len(calls) == times
+            calls.clear()
+        model.train()
+        with paddle.no_grad():
+            model(image)
+        assert len(calls) == 1
+
+
+def test_the_same_samples_are_dropped_in_double_precision():
+    factors = []
+    for dtype in ("float32", "float64"):
+        paddle.set_default_dtype(dtype)
+        try:
+            model = CycleNet(**TINY, drop_path_rate=0.5)
+            paddle.seed(3)
+            factors.append(model.network[6][0].draw(paddle.zeros([64, 1, 1, 32])).numpy())
+        finally:
+            paddle.set_default_dtype("float32")
+    assert (factors[0] == factors[1]).all()
+    assert {*factors[0].ravel()} == {0.0, 2.0}
+
+
+def test_the_smallest_network_works():
+    sizes = {"depths": (1, 1, 1, 1), "embed_dims": (4, 4, 4, 4), "mlp_ratios": (1, 1, 1, 1)}
+    assert CycleNet(**sizes, in_channels=1, num_classes=1)(paddle.zeros([2, 1, 32, 32])).shape == [2, 1]
 
 
 MEMORY = """

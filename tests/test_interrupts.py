@@ -45,6 +45,30 @@ def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path, monkeypatch):
     assert not (tmp_path / "made").exists()
 
 
+LATE = """
+import multiprocessing, os, subprocess, sys, time
+from cyclemlp_backbones import interrupts
+
+def begin_late():
+    time.sleep(1)
+    interrupts.end_with_trainer(os.getppid(), None, 0)
+    time.sleep(100)
+
+with interrupts.starting_workers():
+    worker = multiprocessing.get_context("fork").Process(target=begin_late, daemon=True)
+    worker.start()
+subprocess.run(["kill", str(worker.pid)], check=True)
+interrupts.end_within(1000, 1)
+sys.exit(75)
+"""
+
+
+def test_a_worker_that_has_yet_to_take_anothers_sigterm_ends_with_the_trainer():
+    """Two of them that wait are one, which tells who sent the first."""
+    run = subprocess.run([sys.executable, "-c", LATE], timeout=30, capture_output=True, text=True)
+    assert run.returncode == 75, run.stderr
+
+
 def read_ahead(folder):
     interrupts.end_with_trainer(os.getppid(), None, 0)
     (folder / f"paddle_{os.getpid()}_0_7").touch()

@@ -106,10 +106,10 @@ def _read(data: memoryview, path: Path) -> CheckpointFile:
         stored = _find_weights(_read_torch_zip(data, path), path)
     elif start.startswith(_LEGACY_MAGIC[:15]):
         stored = _find_weights(_read_torch_legacy(data), path)
+    elif start[4:9] == b"\0\0\0\0{":  # before it the length of a header, whose first bytes may be a pickle's
+        stored, layout = _read_safetensors(data)
     elif start[:1] == b"\x80":
         stored, layout = _find_weights(PickleReader(data, NAMES).read(), path), "paddle"
-    elif start[8:9] == b"{":
-        stored, layout = _read_safetensors(data)
     else:
         raise CheckpointError(f"{_guess_format(start)}; weights are read from .pdparams, .pth and .safetensors files")
     # A suffix that contradicts the content leaves open in which layout the program wrote that wrote it.

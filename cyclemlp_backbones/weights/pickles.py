@@ -24,7 +24,7 @@ needs half of it."""
 LONG_TEXT = 4096
 """Longer texts are never names: they stay in the file, as the memoryview of their bytes."""
 
-_STEP, _MEMO, _ITEM, _RESULT = 64, 128, 128, 512  # what an opcode, a memo's and a dictionary's entry, a call cost
+_STEP, _MEMO, _RESULT = 64, 128, 512  # what an opcode, a memo's entry, a call cost
 _LENGTHS = {-2: 1, -3: 4, -4: 4, -5: 8}  # of what pickletools calls TAKEN_FROM_ARGUMENT1, 4, 4U, 8U
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _natural = partial(int.from_bytes, byteorder="little")
@@ -202,7 +202,6 @@ class PickleReader:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise damaged("its pickle sets items of what is no dictionary")
-        self._spend(_ITEM * (len(items) // 2))
         for key, value in zip(items[::2], items[1::2]):
             simple = isinstance(key, (str, int, float, bool, type(None)))
             if not simple or (isinstance(key, int) and abs(key) >> 64):  # many larger ones can have one hash
@@ -214,7 +213,6 @@ class PickleReader:
     def _find(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise damaged("its pickle names something by what is no text")
-        self._spend(_ITEM)
         full = f"{module}.{name}"
         if full not in self._names:
             what = f"its pickle names {printable(full)}, which is not on the short list of what weights need"

@@ -191,6 +191,33 @@ def test_a_killed_run_leaves_no_process_and_no_shared_memory(digits, tmp_path):
             assert saved_steps(tmp_path / "checkpoints")[-1] == log_rows(tmp_path, "train")[-1]["step"]
 
 
+STUCK = """
+import sys
+from classification import commands, data
+commands.LEAVE_SECONDS = 1
+data.end_with_trainer = lambda *_: None  # SIGTERM stays blocked, as it has no effect on what waits for a file system
+sys.exit(commands.main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
+def test_a_worker_that_is_stuck_does_not_keep_a_terminated_run(digits, tmp_path):
+    options = arguments(digits, tmp_path, **RESUMED, schedule__epochs=10000, data__workers=2, run__keep=1)
+    command = [sys.executable, "-c", STUCK, *options]
+    quiet = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **quiet) as process:
+        try:
+            wait_for_steps(tmp_path, process, 7)  # an evaluation behind it: Paddle's own end forgets the workers before
+            pids = [process.pid, *descendants(process.pid)]
+            process.terminate()
+            assert process.wait(timeout=30) == TERMINATED
+            assert left_behind(pids)[0] == []
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert saved_steps(tmp_path / "checkpoints")[-1] == log_rows(tmp_path, "train")[-1]["step"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
 def test_a_launch_of_which_one_process_is_killed_ends_and_leaves_none(digits, tmp_path):

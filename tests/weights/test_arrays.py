@@ -46,7 +46,7 @@ def test_the_size_of_an_array_is_told_before_it_is_loaded(code):
 
 def test_an_array_has_as_many_bytes_as_its_shape_needs():
     for content, found in ((lambda: bytes(23), "23 bytes"), (lambda: bytes(25), "25 bytes"), (None, "no content")):
-        with pytest.raises(CheckpointError, match=re.escape(f"of shape [2, 3] and dtype float32 has {found}")):
+        with pytest.raises(CheckpointError, match=re.escape(f"of shape [2, 3] and dtype float32 has {found};")):
             StoredArray(content, np.dtype("f4"), (2, 3)).load()
 
 
@@ -136,6 +136,7 @@ def test_parts_are_joined_in_their_order():
     parts = [StoredArray(lambda part=part: part.tobytes(), F4, part.shape) for part in (RANGE[:7], RANGE[7:])]
     assert join(parts, (3, 4)).load().tolist() == RANGE.reshape(3, 4).tolist()
     empty = StoredArray(None, F4, (0,))
+    assert join(parts[:1], (7,)).load().tolist() == RANGE[:7].tolist()
     assert join([empty, *parts, empty], (12,)).load().tolist() == RANGE.tolist()
     with pytest.raises(CheckpointError, match="short tuple"):
         join(parts, [12])

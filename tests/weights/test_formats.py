@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import pickle
 import random
@@ -160,10 +162,16 @@ def test_parameters_that_paddle_cut_into_slices_are_joined(tmp_path):
     np.testing.assert_array_equal(arrays.pop("big"), RANGE.reshape(3, 4))
     assert list(arrays) == ["b"]
 
-    table["big"]["slices"].append("big@@.2")
+    table["big"]["OriginShape"] = [4, 3]
     (tmp_path / "x.pdparams").write_bytes(pickle.dumps(content, 2))
-    with pytest.raises(CheckpointError, match="'big' are missing"):
-        read_checkpoint(tmp_path / "x.pdparams")
+    np.testing.assert_array_equal(read_checkpoint(tmp_path / "x.pdparams")["big"], RANGE.reshape(4, 3))
+
+    table["big"]["slices"].append("big@@.2")
+    refused(tmp_path / "x.pdparams", pickle.dumps(content, 2), "'big' are missing")
+    senseless = "its table of cut-up parameters makes no sense at 'big'"
+    refused(tmp_path / "x.pdparams", pickle.dumps({**content, "big": RANGE}, 2), senseless)
+    table["big"]["slices"] = b"big@@.0"
+    refused(tmp_path / "x.pdparams", pickle.dumps(content, 4), senseless)
 
 
 TORCH_TENSORS = {
@@ -234,6 +242,13 @@ def test_safetensors_read_equal_and_tell_the_layout_only_if_we_wrote_them(tmp_pa
     np.testing.assert_array_equal(read_checkpoint(path)["a"], np.array([1.5, -2.0], np.float32))
 
 
+@pytest.mark.parametrize("length", [128, 640, 1152, 65536])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_read(tmp_path, length):
+    header = {"a": {"dtype": "F32", "shape": [12], "data_offsets": [0, 48]}}
+    path = pickles.write_safetensors(tmp_path / "x.safetensors", json.dumps(header).ljust(length), RANGE.tobytes())
+    assert same(read_checkpoint(path), {"a": RANGE})
+
+
 WRAPPERS = (
     "model state_dict model_state_dict model_state net module params weights model_ema state_dict_ema ema params_ema"
 )
@@ -260,10 +275,12 @@ def test_a_prefix_of_some_names_only_stays(tmp_path):
 
 def test_the_wrapper_that_is_read_is_told_where_there_are_others(tmp_path, caplog):
     caplog.set_level("INFO")
-    content = {"ema": {"a": RANGE}, "state_dict": {"a": RANGE + 1}, "optimizer": {}}
-    (tmp_path / "x.pdparams").write_bytes(pickle.dumps(content))
-    assert (read_checkpoint(tmp_path / "x.pdparams")["a"] == RANGE + 1).all()
-    assert "x.pdparams: reading its 'state_dict'; it also has 'ema'" in caplog.text
+    content = {"ema": {"a": RANGE}, "net": {"a": RANGE}, "state_dict": {"a": RANGE + 1}, "optimizer": {}}
+    for others in ("'net', 'ema'", "'ema'"):
+        (tmp_path / "x.pdparams").write_bytes(pickle.dumps(content))
+        assert (read_checkpoint(tmp_path / "x.pdparams")["a"] == RANGE + 1).all()
+        assert caplog.messages[-1].endswith(f"x.pdparams: reading its 'state_dict'; it also has {others}")
+        content.pop("net", None)
 
 
 def test_content_tells_the_format_and_a_contrary_suffix_leaves_the_layout_open(tmp_path):
@@ -519,6 +536,21 @@ def test_what_is_no_storage_is_refused(tmp_path, stored, message):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("keys", [b"](" + pickles.text("0") * 2 + b"e", b"}" + pickles.text("0") + b"Ns"])
+def test_a_legacy_list_of_storages_names_each_once(tmp_path, keys):
+    tree = pickles.dictionary({"a": pickles.tensor("FloatStorage", "0", 12, (3,), (1,), view=b"N")})
+    content = pickles.LEGACY_START + pickles.PROTO + tree + b"." + pickles.PROTO + keys + b"."
+    storage = struct.pack("<q", 12) + RANGE.tobytes()
+    refused(tmp_path / "x.pth", content + storage * 2, "its list of storages is not that of its tensors")
+
+
+@pytest.mark.parametrize("position", [15, 18])
+def test_a_legacy_file_of_another_version_is_told(tmp_path, position):
+    content = bytearray((GOLDEN / "tiny_legacy.pth").read_bytes())
+    content[position] ^= 1
+    refused(tmp_path / "x.pth", bytes(content), "as PyTorch's legacy format, but not of version 1001")
+
+
 @pytest.mark.parametrize(
     ("tensors", "storages", "message"),
     [
@@ -543,12 +575,84 @@ def test_zip_bombs_are_refused(tmp_path):
         tmp_path / "x.pth", content, {"0": bytes(4 * 10**7)}, compression=zipfile.ZIP_DEFLATED
     )
     assert bomb.stat().st_size < 10**5
-    with pytest.raises(CheckpointError, match="is compressed"):
+    with pytest.raises(CheckpointError, match="is compressed, which torch"):
         read_checkpoint(bomb)
 
     expanded = pickles.dictionary({"a": pickles.tensor("FloatStorage", "0", 12, (10**6, 10**6), (0, 0))})
     with pytest.raises(CheckpointError, match="would unpack to 4,000,000,000,000"):
         read_checkpoint(pickles.write_torch_zip(tmp_path / "y.pth", expanded, {"0": RANGE.tobytes()}))
+
+
+def test_a_file_may_unpack_to_twice_its_size_and_eight_megabytes(tmp_path):
+    def expanded(size: int) -> Path:
+        content = pickles.dictionary({"a": pickles.tensor("ByteStorage", "0", 1, (size,), (0,))})
+        return pickles.write_torch_zip(tmp_path / "x.pth", content, {"0": b"7"})
+
+    size = 8_000_000 + 2 * expanded(8_000_000).stat().st_size
+    array = read_checkpoint(expanded(size))["a"]
+    assert array.shape == (size,)
+    assert (array == ord("7")).all()
+    with pytest.raises(CheckpointError, match=f"bytes would unpack to {size + 1:,}; save plain"):
+        read_checkpoint(expanded(size + 1))
+
+
+def test_the_directory_of_a_file_has_a_megabyte_at_most(tmp_path):
+    tensor = pickles.dictionary({"a": pickles.tensor("FloatStorage", "0", 12, (12,), (1,))})
+    fixed = [("archive/data.pkl", pickles.PROTO + tensor + b"."), ("archive/data/0", RANGE.tobytes())]
+    for size in (1_000_000, 1_000_001):
+        names = [f"archive/{number:02}".ljust(60_000, "x") for number in range(16)]
+        rest = size - sum(46 + len(name) for name in [*names, *(name for name, _ in fixed)])
+        with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+            for name, content in [*fixed, *((name, b"") for name in [*names, "y" * (rest - 46)])]:
+                archive.writestr(name, content)
+        header = {"a": {"dtype": "F32", "shape": [12], "data_offsets": [0, 48]}}
+        text = json.dumps(header).ljust(size - 8)
+        pickles.write_safetensors(tmp_path / "x.safetensors", text, RANGE.tobytes())
+        for file, what in (("x.pth", f"zip directory has {size:,}"), ("x.safetensors", f"header has {size - 8:,}")):
+            if size == 1_000_000:
+                assert same(read_checkpoint(tmp_path / file), {"a": RANGE})
+            else:
+                with pytest.raises(CheckpointError, match=f"refused: its {what} bytes; save the weights alone"):
+                    read_checkpoint(tmp_path / file)
+
+
+def test_entries_of_a_zip_do_not_lie_over_each_other(tmp_path):
+    tensor = pickles.dictionary({"a": pickles.tensor("FloatStorage", "0", 12, (12,), (1,))})
+    size = pickles.write_torch_zip(tmp_path / "x.pth", tensor, {"0": RANGE.tobytes()}).stat().st_size + 46 + 9
+    for more in (0, 1):
+        pickles.write_torch_zip(tmp_path / "x.pth", tensor, {"0": RANGE.tobytes()})
+        with zipfile.ZipFile(tmp_path / "x.pth", "a") as archive:
+            other = copy.copy(archive.infolist()[0])
+            other.filename = "archive/1"
+            other.file_size = size + more - sum(entry.file_size for entry in archive.infolist())
+            other.compress_size = other.file_size
+            archive.filelist.append(other)
+            archive._didModify = True
+        assert (tmp_path / "x.pth").stat().st_size == size
+        if more:
+            with pytest.raises(CheckpointError, match="its entries are larger than the file; write the file again"):
+                read_checkpoint(tmp_path / "x.pth")
+        else:
+            assert same(read_checkpoint(tmp_path / "x.pth"), {"a": RANGE})
+
+
+def test_byte_orders_are_two_and_little_where_none_is_told(tmp_path):
+    tensor = pickles.dictionary({"a": pickles.tensor("FloatStorage", "0", 12, (12,), (1,))})
+    path = pickles.write_torch_zip(tmp_path / "x.pth", tensor, {"0": RANGE.tobytes()}, byte_order="middle")
+    with pytest.raises(CheckpointError, match="its byteorder is neither little nor big"):
+        read_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as archive:  # as PyTorch 1 wrote them
+        archive.writestr("archive/data.pkl", pickles.PROTO + tensor + b".")
+        archive.writestr("archive/data/0", RANGE.tobytes())
+    assert same(read_checkpoint(path), {"a": RANGE})
+
+
+def test_a_program_of_torchscript_is_told(tmp_path):
+    path = pickles.write_torch_zip(tmp_path / "x.pth", b"}", {})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/constants.pkl", "x")
+    with pytest.raises(CheckpointError, match=r"it is a TorchScript program; save its weights: torch\.save"):
+        read_checkpoint(path)
 
 
 def test_an_altered_zip_is_refused(tmp_path):
@@ -559,22 +663,23 @@ def test_an_altered_zip_is_refused(tmp_path):
     path = pickles.write_torch_zip(tmp_path / "y.pth", b"}", {})
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("archive/data.pkl", "x")
-    with pytest.raises(CheckpointError, match="stands twice"):
+    with pytest.raises(CheckpointError, match="stands twice in it, which torch"):
         read_checkpoint(path)
 
 
 def test_archives_of_weights_files_and_other_zips_say_what_to_do(tmp_path):
     with zipfile.ZipFile(tmp_path / "CycleMLP_pretrained.zip", "w") as archive:
-        for name in ("paddle_CycleMLP_B1.pdparams", "b.pth", "c.safetensors", "readme.txt"):
+        files = ("paddle_CycleMLP_B1.pdparams", "b.pth", "c.safetensors", "readme.txt")
+        for name in (*files, "z.pth", *(f"{number}.pth" for number in range(6))):
             archive.writestr(f"CycleMLP_pretrained/{name}", "x")
     names = ", ".join(
-        f"CycleMLP_pretrained/{name}" for name in ("b.pth", "c.safetensors", "paddle_CycleMLP_B1.pdparams")
-    )
+        f"CycleMLP_pretrained/{name}" for name in (*(f"{number}.pth" for number in range(6)), *sorted(files[:3]))
+    )  # nine of ten
     with pytest.raises(CheckpointError, match=re.escape(f"unpack it and give one of {names}") + "$"):
         read_checkpoint(tmp_path / "CycleMLP_pretrained.zip")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("readme.txt", "x")
-    with pytest.raises(CheckpointError, match="not of weights"):
+    with pytest.raises(CheckpointError, match=r"not of weights .*: there is no data\.pkl in it$"):
         read_checkpoint(tmp_path / "x.zip")
 
 
@@ -588,7 +693,11 @@ def test_archives_of_weights_files_and_other_zips_say_what_to_do(tmp_path):
             "end at byte 119, the file at 127",
         ),
         ({"a": {"dtype": "F32", "shape": [13], "data_offsets": [0, 48]}}, bytes(48), "is not at bytes 71 to 119"),
-        ({"a": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}}, bytes(4), "F8_E5M2"),
+        (
+            {"a": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}},
+            bytes(4),
+            "F8_E5M2; allowed are BF16, F16, F32",
+        ),
         (
             '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
             bytes(2),
@@ -607,14 +716,14 @@ def test_wrong_safetensors_are_refused(tmp_path, header, data, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty"),
+        (b"", "it is empty; the file is damaged"),
         (b"x", "not known"),
-        (b"<!DOCTYPE html><html>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "web page, not a weights file: the download went wrong;"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull;"),
         (b"\n<HTML>", "web page"),
         (b"<?xml version", "web page"),
         *(
-            (start + bytes(300), "unpack it")
+            (start + bytes(300), "unpack it first;")
             for start in (b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c")
         ),
         (b"name".ljust(257, b"\x00") + b"ustar\x0000", "unpack it"),
@@ -628,7 +737,7 @@ def test_files_of_other_kinds_are_refused_with_a_remedy(tmp_path, content, messa
 
 def test_a_missing_file_is_an_error_of_both_kinds(tmp_path):
     for kind in (CheckpointError, FileNotFoundError):
-        with pytest.raises(kind, match=r"no weights file .*missing\.pth"):
+        with pytest.raises(kind, match=r"no weights file .*missing\.pth; .*pretrained=True for the published weights$"):
             read_checkpoint(tmp_path / "missing.pth")
     with pytest.raises(CheckpointError, match="folder"):
         read_checkpoint(tmp_path)
@@ -640,6 +749,17 @@ def test_a_lack_of_memory_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(formats, "_read", without_memory)
     refused(tmp_path / "x.pth", b"x", "reading it takes more memory than there is")
+
+
+def test_an_error_of_the_system_is_none_of_the_file(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "x.pth").write_bytes(b"x")
+    monkeypatch.setattr(formats.mmap, "mmap", broken)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        read_checkpoint(tmp_path / "x.pth")
+    assert not isinstance(caught.value, CheckpointError)
 
 
 @pytest.fixture(scope="module")
@@ -726,6 +846,7 @@ def test_paddle_loads_what_is_written(tmp_path):
     layer = nn.Linear(3, 4)
     arrays = {"weight": RANGE.reshape(3, 4), "bias": RANGE[:4]}
     write_checkpoint(tmp_path / "x.pdparams", arrays)
+    assert (tmp_path / "x.pdparams").read_bytes()[:2] == b"\x80\x04"  # the newest protocol that Paddle writes
     layer.set_state_dict(paddle.load(str(tmp_path / "x.pdparams")))
     np.testing.assert_array_equal(layer.weight.numpy(), arrays["weight"])
 

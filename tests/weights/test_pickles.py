@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclemlp_backbones.weights.arrays import NAMES, StoredArray
+from cyclemlp_backbones.weights.arrays import NAMES, Storage
 from cyclemlp_backbones.weights.pickles import (
     BUDGET,
     LONG_TEXT,
@@ -23,8 +23,9 @@ from cyclemlp_backbones.weights.pickles import (
     printable,
 )
 from tests.properties import examples
-from tests.weights.pickles import integer, name, text
+from tests.weights.pickles import integer, name, numbers, text
 
+F4 = np.dtype("<f4")
 KEYS = st.text(max_size=5) | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.booleans() | st.none()
 LEAVES = KEYS | st.integers(-(2**100), 2**100) | st.binary(max_size=300) | st.sampled_from(["a" * 300, "ü" * 200])
 TREES = st.recursive(
@@ -57,7 +58,7 @@ def test_plain_data_reads_as_python_reads_it(tree, protocol):
 
 
 @pytest.mark.parametrize(
-    "tree", [{"a": 1}, [1.5, None, True, False, -1, 255, 256, 65535, 65536, -(2**31)], (1, (2, (3,)))]
+    "tree", [{"a": 1}, "\ud800", [1.5, None, True, False, -1, 255, 256, 65535, 65536, -(2**31)], (1, (2, (3,)))]
 )
 def test_protocol_2_reads_as_python_reads_it(tree):
     assert repr(read(pickle.dumps(tree, 2))) == repr(tree)
@@ -93,9 +94,21 @@ def test_bytes_of_every_kind_stay_in_the_file(start):
     assert bytes(value) == b"\x00\xff"
 
 
-@pytest.mark.parametrize("content", [b"\x8f(K\x01\x90", b"(K\x01\x91"])
-def test_sets_are_dropped(content):
+@pytest.mark.parametrize(("content", "name"), [(b"\x8f(K\x01\x90", "set"), (b"(K\x01\x91", "frozenset")])
+def test_sets_are_dropped(content, name):
     assert isinstance(read(b"\x80\x04" + content + b"."), Inert)
+    with pytest.raises(CheckpointError, match=f"its pickle calls {name};"):
+        read(b"\x80\x04" + content + b")R.")
+
+
+def test_a_class_is_not_called():
+    with pytest.raises(CheckpointError, match=r"its pickle calls numpy\.ndarray; save the weights alone"):
+        read(b"\x80\x02" + name("numpy", "ndarray") + b")R.")
+
+
+def test_an_unknown_name_is_told_with_what_to_do():
+    with pytest.raises(CheckpointError, match=r"its pickle names os\.system, .*from names to arrays or tensors$"):
+        read(b"\x80\x02" + name("os", "system") + b"(X\x02\x00\x00\x00lstR.")
 
 
 @pytest.mark.parametrize("pair", [b"\x8c\x05numpyK\x01", b"K\x01\x8c\x05dtype"])
@@ -113,7 +126,9 @@ def test_several_pickles_lie_behind_each_other():
 
 @pytest.mark.parametrize("protocol", [1, 6])
 def test_other_protocols_are_refused(protocol):
-    with pytest.raises(CheckpointError, match=f"refused: pickle protocol {protocol}; save the weights alone, with"):
+    with pytest.raises(
+        CheckpointError, match=f"refused: pickle protocol {protocol}; .*alone, with pickle protocol 2 to 5$"
+    ):
         read(bytes([0x80, protocol]) + b"N.")
     for known in (2, 5):
         assert read(bytes([0x80, known]) + b"N.") is None
@@ -135,6 +150,8 @@ def test_keys_are_numbers_of_64_bits_at_most():
 
 
 EMPTY = name("collections", "OrderedDict") + b")R"
+REBUILD = name("torch._utils", "_rebuild_tensor_v2") + b"q\0(NQ" + integer(7) + numbers([0, 2, 2, 2])
+REBUILD += numbers([2**50, 2**49, 2**48, 1]) + b"tq\1"
 CHARGED = {
     "nothing": (b"]", b"N"),
     "numbers": (b"]", b"M\xff\x01"),
@@ -151,6 +168,7 @@ CHARGED = {
     "tuples behind marks": (b"]", b"(NNNNt"),
     "calls": (b"]", EMPTY),
     "arrays": (b"]", name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"\x85R"),
+    "tensors from the memo": (REBUILD + b"]", b"h\0h\1R"),
     "persistent ids": (b"]", b"NQ"),
     "names": (b"]", name("numpy", "ndarray")),
     "names on the stack": (b"]", b"\x8c\x05numpy\x8c\x07ndarray\x93"),
@@ -165,7 +183,7 @@ def test_what_is_built_is_charged_with_the_memory_that_it_takes(case):
     data = memoryview(b"\x80\x04" + start + b"(" + unit * count + b"e.")
 
     def counted(entries: bytes) -> tuple[int, int]:
-        reader = PickleReader(memoryview(entries), NAMES, lambda _: StoredArray())
+        reader = PickleReader(memoryview(entries), NAMES, lambda _: Storage(F4, 1, "<", lambda: memoryview(b"1234")))
         tracemalloc.start()
         reader.read()
         peak = tracemalloc.get_traced_memory()[1]
@@ -176,10 +194,10 @@ def test_what_is_built_is_charged_with_the_memory_that_it_takes(case):
     assert taken <= charged <= 40 * taken + 200 * count
 
 
-@pytest.mark.parametrize(
-    ("count", "unit"), [(1000, lambda n: integer(n) + b"N"), (1000, lambda n: text(f"name{n}") + b"N")]
-)
+@pytest.mark.parametrize("count", [1000, 1366])
+@pytest.mark.parametrize("unit", [lambda n: integer(n) + b"N", lambda n: text(f"name{n}") + b"N"])
 def test_entries_of_dictionaries_are_charged(count, unit):
+    """With 1366 a dictionary has just grown."""
     reader = PickleReader(memoryview(b"\x80\x02}(" + b"".join(map(unit, range(count))) + b"u."), {})
     tracemalloc.start()
     reader.read()
@@ -189,7 +207,7 @@ def test_entries_of_dictionaries_are_charged(count, unit):
 
 
 def test_memos_are_charged():
-    reader = PickleReader(memoryview(b"\x80\x04N" + b"\x94" * 5000 + b"."), {})
+    reader = PickleReader(memoryview(b"\x80\x04N" + b"\x94" * 5500 + b"."), {})  # the memo has just grown
     tracemalloc.start()
     reader.read()
     peak = tracemalloc.get_traced_memory()[1]
