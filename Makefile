@@ -30,7 +30,7 @@ help:
 	@echo "make test-heads   every model of those checkouts with CycleMLP as its backbone: docs/heads.md"
 	@echo "make test-paddlex   PaddleX's wheel with the checkouts, in an environment of its own (PADDLEX_ENV)"
 	@echo "make test-matrix   every Python and Paddle, an environment each (CELLS=\"3.11-3.2.2 …\": some; TOOLKITS=DIR)"
-	@echo "make bench        every figure of docs/performance.md's first table, ten minutes and more; stores and shows them"
+	@echo "make bench        every figure of docs/performance.md's first table, ten minutes and more; stores them as this processor's"
 	@echo "make bench-smoke  whether the network has become slower than the stored figures, within a minute"
 	@echo "make bench-timm   the input pipeline against timm's, which gets an environment of its own"
 	@echo "make bench-deploy    exported models against dygraph: the table of docs/deployment.md"
@@ -63,7 +63,7 @@ bench-deploy: .venv/installed
 
 bench: .venv/installed .venv-timm/installed
 	.venv/bin/python -m benchmarks
-	.venv/bin/python -m benchmarks.latency --json docs/results/latency.json
+	.venv/bin/python -m benchmarks.latency --store
 	.venv/bin/python -m benchmarks.bounds
 	.venv/bin/python -m benchmarks.report
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bounds [--rounds 9]
 
-Writes docs/results/bounds.json, and its tables into docs/performance.md.
+Writes bounds.json into the processor's folder of docs/results, and its tables into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import Part, write_json
+from benchmarks.documents import ROOT, Part, read_json, write_json
 from benchmarks.exported import NETWORKS, export_network, onnx_call, paddle_call
 from benchmarks.group import THREADS
 from benchmarks.report import describe
-from benchmarks.results import STORED
+from benchmarks.results import folder, stored
 from benchmarks.rows import CHANNELS
 from cyclemlp_backbones.files import isolated_python
 from cyclemlp_backbones.timing import ROUNDS, describe_machine, measure, start_again_with, variables
 
-BOUNDS = STORED.with_name("bounds.json")
-DOCUMENT = STORED.parent.parent / "performance.md"
+DOCUMENT = ROOT / "docs" / "performance.md"
 PART = Part("bounds", "python -m benchmarks.bounds")
 
 PRODUCTS = {"Gemm", "MatMul", "FusedMatMul", "Conv", "FusedConv", "inner_product", "matmul", "convolution"}
@@ -134,6 +133,11 @@ def render(bounds: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", describe(bounds["machine"], bounds["rounds"]) + "."])
 
 
+def tables() -> str:
+    """Those of every processor that was measured."""
+    return "\n\n".join(render(read_json(path)) for path in stored("bounds.json"))
+
+
 def measure_bounds(rounds: int) -> dict[str, Any]:
     layers = {}
     for channels in CHANNELS:
@@ -164,9 +168,10 @@ def main() -> None:
     arguments = parser.parse_args()
     start_again_with(variables(THREADS, keep_memory=True))
     bounds = measure_bounds(arguments.rounds)
-    write_json(BOUNDS, bounds)
-    PART.write(DOCUMENT, render(bounds))
-    print(f"written to {BOUNDS} and {DOCUMENT}")
+    path = folder(bounds["machine"]) / "bounds.json"
+    write_json(path, bounds)
+    PART.write(DOCUMENT, tables())
+    print(f"written to {path} and {DOCUMENT}")
 
 
 if __name__ == "__main__":

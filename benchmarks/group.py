@@ -19,14 +19,14 @@ THREADS = 2
 def format_line(figure: Figure) -> str:
     """One row for the terminal: targets, figure of the best rounds, figure of the median ones, and its parts."""
     row = ROW[figure.key]
-    aim = "-" if row.aim is None else f"{row.aim:g}"
     result = (
         f"{figure.minima:.3f} {row.unit} (median {figure.medians:.3f})  [{row.reached(figure.minima)}]"
         if figure.measured
         else "not measured"
     )
     parts = "".join(f"  {name} {value:.4g}" for name, value in figure.parts.items())
-    return f"{row.what:<88} must {row.must:<5g} aim {aim:<5} {result}{parts}{'  ' if figure.note else ''}{figure.note}"
+    note = f"  {figure.note}" if figure.note else ""
+    return f"{row.what:<88} must {row.must:<5g} aim {row.aim:<5g} {result}{parts}{note}"
 
 
 def show_progress(started: float) -> Progress:

@@ -1,6 +1,6 @@
 """Latency of classifiers on this machine, for the picture of latency over accuracy.
 
-    python -m benchmarks.latency [--rounds 9] [--json FILE]
+    python -m benchmarks.latency [--rounds 9] [--store]
 
 Forward in dygraph, fp32, batch 1, 224 px. The accuracies are the papers': nothing was trained here. Swin-T is
 PaddleSeg's, a backbone without a classifier's head, which costs next to nothing.
@@ -12,15 +12,13 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.documents import write_json
 from benchmarks.group import THREADS, show_progress
-from benchmarks.results import STORED
+from benchmarks.results import folder
 from cyclemlp_backbones.timing import ROUNDS, describe_machine, measure, start_again_with, variables
 
-LATENCIES = STORED.with_name("latency.json")
 SIZE = 224
 VARIANTS = ("b1", "b2", "b3", "b4", "b5")
 OURS, DEFORM, RESNET, SWIN = (
@@ -102,15 +100,16 @@ def latencies(rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each network (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--store", action="store_true", help="into docs/results, as those of this processor")
     arguments = parser.parse_args()
     start_again_with(variables(THREADS))
     points = latencies(arguments.rounds)
     for point in points:
         print(f"{point['series']:<28} {point['name']:<11} top-1 {point['top1']:.1f} %  {point['ms']:.1f} ms")
-    if arguments.json:
-        data = {"machine": describe_machine(), "rounds": arguments.rounds, "points": points}
-        write_json(arguments.json, data)
+    if arguments.store:
+        machine = describe_machine()
+        data = {"machine": machine, "rounds": arguments.rounds, "points": points}
+        write_json(folder(machine) / "latency.json", data)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,19 @@ python -m benchmarks.report
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import documents
-from benchmarks.documents import ROOT, Part, read_json
-from benchmarks.latency import LATENCIES, OURS
-from benchmarks.results import STORED, Results
+from benchmarks.documents import RESULTS, ROOT, Part, read_json
+from benchmarks.latency import OURS
+from benchmarks.results import Results, processor_name, stored
 from benchmarks.rows import ROWS, Figure, Row
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README_zh.md"}
-PICTURE = STORED.with_name("latency.png")
+PICTURE = RESULTS / "latency.png"
 PART = Part("speed", "make bench")
 
 SUMMARY = {
@@ -38,31 +39,50 @@ def _number(value: float, row: Row) -> str:
     return f"{value:.2f}{' s' if row.unit == 's' else ''}"
 
 
-def _line(row: Row, figure: Figure) -> str:
-    aim = "" if row.aim is None else _number(row.aim, row)
-    cells = [row.what, _number(row.must, row), aim]
+def _cell(row: Row, figure: Figure) -> str:
     if not figure.measured:
-        return f"| {' | '.join(cells)} | not measured | | {figure.note} |"
+        return f"not measured: {figure.note}"
     reached = {"aim": "aim", "must": "must", "no": "missed"}[row.reached(figure.minima)]
-    cells += [f"**{_number(figure.minima, row)}**", _number(figure.medians, row), reached]
-    return f"| {' | '.join(cells)} |"
+    return f"**{_number(figure.minima, row)}** ({_number(figure.medians, row)}) {reached}"
 
 
-def table(results: Results) -> str:
-    """Every row with its targets and its figure, and what they were measured on."""
-    lines = ["| ratio of times, less is better but for the pipeline | must | aim | best rounds | medians | reached |"]
-    lines.append("|---" * 6 + "|")
-    lines += [_line(row, results[row.key]) for row in ROWS]
-    lines += ["", f"{describe(results.machine, results.rounds)}.", "GPU: not measured, none was at hand."]
-    return "\n".join(lines)
+def _described(runs: Sequence[Results]) -> str:
+    return "; ".join(describe(run.machine, run.rounds) for run in runs) + "."
 
 
-def summary(results: Results, language: str) -> str:
+def _differing(runs: Sequence[Results]) -> str:
+    figures = {row.what: [run[row.key].minima for run in runs if run[row.key].measured] for row in ROWS}
+    found = [what for what, values in figures.items() if values and max(values) > 1.15 * min(values)]
+    return f"By more than 15 % the processors differ in: {'; '.join(found) or 'no row'}."
+
+
+def table(runs: Sequence[Results]) -> str:
+    """Every row with its targets and the figures of each processor, and what they were measured on."""
+    names = [processor_name(run.machine) for run in runs]
+    lines = ["| " + " | ".join(["ratio of times, less is better but for the pipeline", "must", "aim", *names]) + " |"]
+    lines.append("|---" * (3 + len(runs)) + "|")
+    for row in ROWS:
+        cells = [row.what, _number(row.must, row), _number(row.aim, row), *(_cell(row, run[row.key]) for run in runs)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Of the best rounds; in brackets of the median ones.", _described(runs)]
+    return "\n".join([*lines, *([_differing(runs)] if len(runs) > 1 else []), "GPU: not measured, none was at hand."])
+
+
+def summary(runs: Sequence[Results], language: str) -> str:
     """The four rows of a README."""
-    head = ("time against ResNet-50 (paddle.vision), on a CPU", "相对 ResNet-50（paddle.vision）的耗时，CPU")
     number = 0 if language == "en" else 1
-    rows = [f"| {names[number]} | {results[key].minima:.2f} |" for key, names in SUMMARY.items()]
-    return "\n".join([f"| {head[number]} | |", "|---|---|", *rows, "", f"{describe(results.machine, results.rounds)}."])
+    head = ("time against ResNet-50 (paddle.vision), on a CPU", "相对 ResNet-50（paddle.vision）的耗时，CPU")[number]
+    names = (processor_name(run.machine) for run in runs)
+    lines = [f"| {' | '.join([head, *names])} |", "|---" * (1 + len(runs)) + "|"]
+    for key, what in SUMMARY.items():
+        lines.append(f"| {' | '.join([what[number], *(f'{run[key].minima:.2f}' for run in runs)])} |")
+    return "\n".join([*lines, "", _described(runs)])
+
+
+def newest_latencies() -> dict[str, Any]:
+    """Of the processor that was measured last: the picture shows one."""
+    found: dict[str, Any] = max(map(read_json, stored("latency.json")), key=lambda run: run["machine"]["date"])
+    return found
 
 
 def draw(latencies: dict[str, Any], path: Path) -> None:
@@ -99,7 +119,10 @@ def draw(latencies: dict[str, Any], path: Path) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
     machine = latencies["machine"]
-    axes.set_xlabel(f"ms a forward, batch 1, 224 px, fp32, dygraph, {machine['threads']} CPU threads; less is better")
+    axes.set_xlabel(
+        f"ms a forward, batch 1, 224 px, fp32, dygraph, {machine['threads']} CPU threads; less is better\n"
+        + processor_name(machine)
+    )
     axes.set_ylabel("ImageNet-1k top-1, percent, by the papers")
     axes.margins(x=0.12, y=0.12)
     axes.grid(alpha=0.3)
@@ -110,12 +133,12 @@ def draw(latencies: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    stored = Results.read(STORED)
-    PART.write(DOCUMENT, table(stored))
+    runs = [Results.read(path) for path in stored("bench.json")]
+    PART.write(DOCUMENT, table(runs))
     for language, readme in READMES.items():
-        PART.write(readme, summary(stored, language))
-    draw(read_json(LATENCIES), PICTURE)
-    print(f"{DOCUMENT}, the READMEs and {PICTURE} show {STORED.name} and {LATENCIES.name}")
+        PART.write(readme, summary(runs, language))
+    draw(newest_latencies(), PICTURE)
+    print(f"{DOCUMENT}, the READMEs and {PICTURE} show the runs of every processor measured")
 
 
 if __name__ == "__main__":

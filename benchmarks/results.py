@@ -1,7 +1,8 @@
-"""The file of a whole run: what was measured, on what machine, and how long that took."""
+"""The file of a whole run: what was measured, on what machine, and how long that took; one of each processor."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,20 @@ from typing import Any
 from benchmarks.documents import RESULTS, read_json, write_json
 from benchmarks.rows import ROWS, Figure
 
-STORED = RESULTS / "bench.json"
-"""The figures that docs/performance.md and the READMEs show, and that `make bench-smoke` compares with."""
+
+def processor_name(machine: dict[str, str]) -> str:
+    """`Intel Xeon (family 6, model 167)`: what a column of the tables is called."""
+    return re.sub(r"\(R\)| Processor\b", "", machine["processor"])
+
+
+def folder(machine: dict[str, str]) -> Path:
+    """Where the runs of `machine`'s processor are kept: docs/results/intel-xeon-family-6-model-167."""
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", processor_name(machine).lower()).strip("-")
+
+
+def stored(name: str) -> list[Path]:
+    """The files of that name, one of each processor: what docs/performance.md and the READMEs show."""
+    return sorted(RESULTS.glob(f"*/{name}"))
 
 
 @dataclass(frozen=True)
