@@ -77,6 +77,7 @@ def test_upernet_equals_dygraph_in_every_format_at_any_size(tmp_path):
     for kind in FORMATS:
         assert export(tmp_path, config, kind) == 0
         assert_equal_at_any_size(network, tmp_path / kind)
+    assert_equal_at_any_size(network, tmp_path / "paddle", onednn=True)
 
 
 def test_the_configurations_preprocessing_is_exported(semantic_fpn):
