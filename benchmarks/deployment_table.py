@@ -20,10 +20,6 @@ OPENVINO_PART = Part("OpenVINO", "python -m benchmarks.deployment --openvino")
 OLDER = ("3.2.2", "2.6.2")
 """Releases of Paddle of which oneDNN alone is measured, which is what `predict` uses there."""
 INT8 = Part("int8, fp16 and bf16", "make demo demo-det bench-deploy")
-WITHOUT_ONNX = {
-    "UPerNet b1": "its adaptive pooling to 1, 2, 3 and 6 cells has no ONNX operator for open sizes",
-    "Mask R-CNN b1": "`cyclemlp export` refuses it, its conversion was not tried",
-}
 _RUNTIMES = {
     "paddle-onednn": ("Paddle", "Paddle, oneDNN on"),
     "paddle": ("Paddle", "Paddle, oneDNN off"),
@@ -66,13 +62,7 @@ def table(results: dict[str, Any]) -> str:
     """One line a model, format and runtime, and what the figures were measured on."""
     header = ("model", "format", "runtime", "equal (largest difference)", "dynamic batch", "dynamic size")
     lines = [f"| {' | '.join(header)} | latency | dygraph | of dygraph's |", "|---" * 9 + "|"]
-    with_onnx = any(row["runtime"] == "onnx" for row in results["rows"])
-    rows = results["rows"]
-    for index, row in enumerate(rows):
-        lines.append(_line(row))
-        last = index + 1 == len(rows) or rows[index + 1]["model"] != row["model"]
-        if with_onnx and last and row["model"] in WITHOUT_ONNX:
-            lines.append(f"| {row['model']} | ONNX | | not exported: {WITHOUT_ONNX[row['model']]} | | | | | |")
+    lines += map(_line, results["rows"])
     lines += ["", f"{describe(results['machine'])}; {results['rounds']} rounds in turns, {results['seconds']} s."]
     return "\n".join(lines)
 

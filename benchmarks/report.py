@@ -65,7 +65,7 @@ def table(runs: Sequence[Results]) -> str:
         cells = [row.what, _number(row.must, row), _number(row.aim, row), *(_cell(row, run[row.key]) for run in runs)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Of the best rounds; in brackets of the median ones.", _described(runs)]
-    return "\n".join([*lines, *([_differing(runs)] if len(runs) > 1 else []), "GPU: not measured, none was at hand."])
+    return "\n".join([*lines, *([_differing(runs)] if len(runs) > 1 else []), "GPU: see [On a GPU](#on-a-gpu)."])
 
 
 def summary(runs: Sequence[Results], language: str) -> str:

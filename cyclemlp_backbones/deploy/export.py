@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -17,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 from paddle.static import InputSpec
 
 from cyclemlp_backbones import __version__
 from cyclemlp_backbones.cyclenet import CycleNet
-from cyclemlp_backbones.deploy.graph_forms import cpu_graph_forms
+from cyclemlp_backbones.deploy.graph_forms import cpu_graph_forms, open_size_forms
+from cyclemlp_backbones.deploy.joins import join
 from cyclemlp_backbones.deploy.manifest import (
     FORMATS,
     Manifest,
@@ -147,33 +146,18 @@ def _whole_graphs() -> Iterator[None]:
             os.environ["ENABLE_FALL_BACK"] = before
 
 
-@contextlib.contextmanager
-def _sizes_for_factors() -> Iterator[None]:
-    """`F.interpolate` by a whole factor goes by the size instead.
+def save_paddle(
+    model: Exportable, folder: Path, device: str, stem: str = "model", *, products: bool = True
+) -> list[str]:
+    """The names of the files written, in the graph's form for `device`: the program, the weights.
 
-    Paddle 3.3.1 writes factors as a list of doubles, which neither its oneDNN kernels nor paddle2onnx read.
+    For a CPU, `products` is as in `open_size_forms`.
     """
-    interpolate = F.interpolate
-
-    @paddle.jit.not_to_static
-    @functools.wraps(interpolate)
-    def by_size(x: Any, size: Any = None, scale_factor: Any = None, *arguments: Any, **named: Any) -> Any:
-        if isinstance(scale_factor, (int, float)) and scale_factor == int(scale_factor) and len(x.shape) == 4:
-            size, scale_factor = paddle.shape(x)[2:] * int(scale_factor), None
-        return interpolate(x, size, scale_factor, *arguments, **named)
-
-    F.interpolate = by_size
-    try:
-        yield
-    finally:
-        F.interpolate = interpolate
-
-
-def save_paddle(model: Exportable, folder: Path, device: str, stem: str = "model") -> list[str]:
-    """The names of the files written, in the graph's form for `device`: the program, the weights."""
     model.layer.eval()
     form = cpu_graph_forms(model.layer) if device == "cpu" else contextlib.nullcontext()
-    with writable_home(), warnings.catch_warnings(), _whole_graphs(), _sizes_for_factors(), form:
+    old = paddle.__version__.startswith("2.")  # whose oneDNN takes interpolations, and fails at the forms
+    sizes = contextlib.nullcontext() if old else open_size_forms(products=products and device == "cpu")
+    with writable_home(), warnings.catch_warnings(), _whole_graphs(), sizes, form:
         # Paddle's own zeros_like asks a graph's tensor for its place, and Paddle warns about that, once per use.
         warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
         static = paddle.jit.to_static(model.layer, input_spec=list(model.input_spec), full_graph=True)
@@ -222,10 +206,12 @@ def _save_onnx(model: Exportable, manifest: Manifest, folder: Path, device: str)
         raise ImportError(
             f'ONNX export fails to import: {error}; `pip install "cyclemlp-backbones[export]"`'
         ) from error
-    program, weights = save_paddle(model, folder, device)  # which goes when the ONNX file is there
+    program, weights = save_paddle(model, folder, device, products=False)  # which goes when the ONNX file is there
     if program.endswith(".pdmodel"):
         raise ValueError(f"ONNX export needs Paddle 3, whose programs paddle2onnx reads; this is {paddle.__version__}")
     graph = onnx.load_from_string(_convert(folder, program, weights, model.architecture))
+    if joins := getattr(model.layer, "joins", ()):
+        join(graph.graph, len(model.outputs), joins)
     _name_outputs(graph, model)
     manifest = dataclasses.replace(
         manifest,

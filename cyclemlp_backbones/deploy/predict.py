@@ -125,9 +125,7 @@ def _batched(model: DeployedModel, files: Iterable[ImageFile], options: Options,
     def take(image: Image.Image) -> Prepared:
         return prepare(image, manifest.preprocessing, most_pixels=most)
 
-    # Masks one picture at a time: Paddle cannot join the proposals of several, which differ in number.
-    size = 1 if "mask" in manifest.outputs else options.batch_size
-    for batch in batches_of_equal_shape(_read(files, take, options, broken), size, most_pixels=most):
+    for batch in batches_of_equal_shape(_read(files, take, options, broken), options.batch_size, most_pixels=most):
         result = predict_batch(model, [prepared for _, _, prepared in batch], options)
         for index, (file, image, _) in enumerate(batch):
             yield file, image, partial(result, index)

@@ -23,9 +23,9 @@ _VALUES, _ROWS = 16, 8  # that are kept of an output; of a detector's boxes, the
 
 
 def cases(manifest: Manifest) -> Iterator[Case]:
-    """What is tried; a model with masks runs one image at a time."""
+    """What is tried."""
     pad = manifest.preprocessing.pad_to
-    for batch, size in itertools.product(_BATCHES[:1] if "mask" in manifest.outputs else _BATCHES, _SIZES):
+    for batch, size in itertools.product(_BATCHES, _SIZES):
         yield batch, -(-size[0] // pad) * pad, -(-size[1] // pad) * pad
 
 

@@ -99,6 +99,49 @@ def test_a_quantised_retinanet_finds_nearly_the_same(folder, tmp_path, mode):
     assert found != expected
 
 
+SHAPES = [(1, 64, 64), (3, 96, 64), (1, 64, 128), (3, 32, 64), (1, 32, 32)]
+
+
+def compare(config, weights, folder):
+    """The exported R-CNN beside the network at five sizes: of each output, whether its rows, best first, are equal."""
+    from cyclemlp_backbones.adapters.paddledet.export import det_export
+    from cyclemlp_backbones.deploy.export import export
+    from cyclemlp_backbones.deploy.runtime import DeployedModel
+
+    def by_image(outputs):
+        for end, count in zip(np.cumsum(outputs[1]), outputs[1]):
+            rows = [array[end - count : end] for array in (outputs[0], *outputs[2:])]
+            yield [array[np.argsort(-rows[0][:, 1], kind="stable")] for array in rows]
+
+    for kind in FORMATS:
+        model = det_export(str(weights), str(config), format=kind)
+        export(model, folder / kind, format=kind)
+        deployed = DeployedModel(folder / kind)
+        for batch, height, width in SHAPES:
+            image = np.random.RandomState(height + width).standard_normal((batch, 3, height, width))
+            scales = np.array([[1, 1], [0.5, 0.7], [2, 1.5]][:batch])
+            feeds = {"image": image, "im_shape": [[height, width]] * batch, "scale_factor": scales}
+            feeds = {name: np.array(feeds[name], np.float32) for name in model.inputs}
+            with paddle.no_grad():
+                expected = [y.numpy() for y in model.layer(*map(paddle.to_tensor, feeds.values()))]
+            found = deployed.run(feeds)
+            assert found[1].tolist() == expected[1].tolist()
+            assert min(expected[1]) > 3
+            for some, others in zip(by_image(found), by_image(expected), strict=True):
+                np.testing.assert_allclose(some[0], others[0], rtol=0, atol=1e-3, err_msg=f"{kind} {height} {width}")
+                for mask, other in zip(some[1:], others[1:]):
+                    assert mask.shape == other.shape
+                    assert (mask != other).mean() < 1e-4
+    return FORMATS
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"])
+def test_an_rcnn_equals_dygraph_in_every_format_at_any_size_and_batch(folder, tmp_path, detector):
+    config, weights = write_config(folder, detector, **CHANGES), tmp_path / "model.pdparams"
+    in_process(save_random, config, weights)
+    assert in_process(compare, config, weights, tmp_path) == FORMATS
+
+
 def test_mask_rcnn_writes_masks_of_the_pictures_size(folder):
     found = predict(folder, "mask_rcnn", "paddle")
     assert found

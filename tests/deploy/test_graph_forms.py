@@ -2,9 +2,11 @@
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 import pytest
 
 from cyclemlp_backbones import CycleNet
+from cyclemlp_backbones.deploy import graph_forms
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, export
 from cyclemlp_backbones.deploy.manifest import Preprocessing
 from cyclemlp_backbones.deploy.runtime import DeployedModel
@@ -45,3 +47,39 @@ def test_both_forms_compute_what_the_network_does_and_leave_it_as_it_was(tmp_pat
 def test_another_device_is_refused(tmp_path):
     with pytest.raises(ValueError, match="device is 'tpu'; choose from cpu, gpu"):
         export(exportable(CycleNet(**TINY)), tmp_path / "x", format="paddle", device="tpu")
+
+
+def resampled(x):
+    """A map pooled to cells and interpolated in every way that necks and heads do."""
+    height, width = x.shape[2:]
+    sizes = [(height, width), (2 * height, 2 * width), (height + 3, width + 8), (1, 1), (max(1, height - 2), 31)]
+    for cells in (1, 2, 3, 6, (2, 5)):
+        yield F.adaptive_avg_pool2d(x, cells)
+    for mode, corners in (("bilinear", False), ("bilinear", True), ("nearest", False)):
+        yield F.interpolate(x, scale_factor=2.0, mode=mode, align_corners=corners)
+        for size in sizes:
+            yield F.interpolate(x, paddle.to_tensor(size), mode=mode, align_corners=corners)
+            yield F.interpolate(x, size, mode=mode, align_corners=corners)
+
+
+@pytest.mark.parametrize("shape", [[1, 4, 1, 1], [2, 3, 5, 7], [1, 4, 6, 3], [3, 1, 2, 13], [1, 2, 33, 17]])
+def test_products_pool_and_interpolate_as_paddle_does(shape, monkeypatch):
+    x = paddle.randn(shape)
+    expected = list(resampled(x))
+    counted, product = [], graph_forms._resampled
+    monkeypatch.setattr(graph_forms, "_resampled", lambda *given: counted.append(1) or product(*given))
+    with graph_forms.open_size_forms(products=True):
+        found = list(resampled(x))
+    assert len(counted) == len(found) == len(expected)
+    for y, z in zip(found, expected):
+        np.testing.assert_allclose(y.numpy(), z.numpy(), rtol=0, atol=1e-5)
+
+
+def test_what_has_no_product_is_interpolated_as_it_was():
+    x = paddle.randn([2, 3, 9, 8])
+    ways = [{"mode": "bicubic"}, {"mode": "bilinear", "align_mode": 1}, {"mode": "bilinear", "data_format": "NHWC"}]
+    expected = [F.interpolate(x, [5, 4], **way) for way in ways] + [F.interpolate(x[0], [5], mode="linear")]
+    with graph_forms.open_size_forms(products=True):
+        found = [F.interpolate(x, [5, 4], **way) for way in ways] + [F.interpolate(x[0], [5], mode="linear")]
+    for y, z in zip(found, expected):
+        np.testing.assert_array_equal(y.numpy(), z.numpy())

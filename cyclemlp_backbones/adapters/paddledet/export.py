@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from ppdet.data.source.category import get_categories
 from cyclemlp_backbones.adapters.launch import config_errors
 from cyclemlp_backbones.adapters.paddledet import register_paddledet
 from cyclemlp_backbones.adapters.paddledet.launch import read_config
+from cyclemlp_backbones.adapters.paddledet.rcnn import OpenRCNN, decode
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
 from cyclemlp_backbones.deploy.manifest import Preprocessing
@@ -26,8 +26,6 @@ from cyclemlp_backbones.weights.loading import load_model_weights
 
 _INTERPOLATIONS = {0: "nearest", 1: "bilinear", 2: "bicubic"}
 _PAIR = [None, 2]
-_LARGEST = math.log(1000 / 16)
-"""PaddleDetection's bound of a size's logarithm."""
 
 
 class _Detector(nn.Layer):
@@ -70,7 +68,7 @@ class RetinaNetCandidates(nn.Layer):
             )  # ONNX gathers from as many images as it chooses for
             chosen = paddle.take_along_axis(anchors, best, axis=1, broadcast=True)
             delta = paddle.take_along_axis(delta, best, axis=1, broadcast=True)
-            boxes.append(_decode(delta / paddle.to_tensor(head.weights, "float32"), chosen))
+            boxes.append(decode(delta / paddle.to_tensor(head.weights, "float32"), chosen))
         return [paddle.concat(boxes, axis=1), paddle.concat(scores, axis=1)]
 
 
@@ -103,16 +101,19 @@ def det_export(
         "category_ids": category_ids,
         "palette": class_palette(len(classes) + 1)[1:],
     }
+    inputs = ("image", "im_shape", "scale_factor")
+    spec = [IMAGE, *(InputSpec(_PAIR, "float32", name=name) for name in inputs[1:])]
+    masks = ("mask",) if getattr(model, "with_mask", False) or hasattr(model, "mask_head") else ()
+    outputs = ("bbox", "bbox_num", *masks)
     if format == "paddle":
-        inputs = ("image", "im_shape", "scale_factor")
-        spec = [IMAGE, *(InputSpec(_PAIR, "float32", name=name) for name in inputs[1:])]
-        masks = ("mask",) if getattr(model, "with_mask", False) or hasattr(model, "mask_head") else ()
-        return Exportable(
-            layer=_Detector(model), inputs=inputs, outputs=("bbox", "bbox_num", *masks), input_spec=spec, **common
-        )
+        return Exportable(layer=_Detector(model), inputs=inputs, outputs=outputs, input_spec=spec, **common)
+    if hasattr(model, "rpn_head"):
+        spec += [InputSpec([None] * 3, "float32", name=name) for name in ("proposals", "detections")]
+        return Exportable(layer=OpenRCNN(_Detector(model)), inputs=inputs, outputs=outputs, input_spec=spec, **common)
     if config.architecture != "RetinaNet":
         raise ValueError(
-            f"{config_path}: {config.architecture} has no ONNX export, RetinaNet has; export it with --format paddle"
+            f"{config_path}: {config.architecture} has no ONNX export, RetinaNet and R-CNNs have; export it with "
+            "--format paddle"
         )
     nms = model.head.nms
     return Exportable(
@@ -165,12 +166,3 @@ def det_preprocessing(config: Any, where: str) -> Preprocessing:
     if "mean" not in settings or settings.get("interpolation", "bilinear") is None:
         raise ValueError(f"{where}: TestReader needs NormalizeImage, and interp 0, 1 or 2 in Resize")
     return Preprocessing(**settings)
-
-
-def _decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes [N, R, 4] from `deltas` [N, R, 4] (of centre, log of size) and `anchors` [N, R, 4] (corners)."""
-    sizes = anchors[:, :, 2:4] - anchors[:, :, 0:2]
-    centres = anchors[:, :, 0:2] + 0.5 * sizes
-    centres = deltas[:, :, 0:2] * sizes + centres
-    sizes = paddle.exp(paddle.clip(deltas[:, :, 2:4], max=_LARGEST)) * sizes
-    return paddle.concat([centres - 0.5 * sizes, centres + 0.5 * sizes], axis=2)

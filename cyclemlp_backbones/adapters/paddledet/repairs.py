@@ -36,6 +36,7 @@ from ppdet.data.source.coco import COCODataSet
 from ppdet.engine.trainer import Trainer
 from ppdet.modeling import layers, ops
 from ppdet.modeling.assigners import atss_assigner
+from ppdet.modeling.heads.cascade_head import CascadeHead
 from ppdet.modeling.heads.mask_head import MaskHead
 from ppdet.modeling.losses import queryinst_loss
 from ppdet.modeling.post_process import BBoxPostProcess, MaskPostProcess
@@ -262,9 +263,18 @@ def _repair_nms() -> None:
     needed=lambda: "paddle.slice(paddle.shape(im_shape)" in inspect.getsource(RPNHead._gen_proposal),
 )
 def _repair_proposals() -> None:
-    """RPNHead._gen_proposal does not translate to a static graph, a ValueError on export."""
+    """RPNHead._gen_proposal does not translate to a static graph, a ValueError on export.
+
+    A program of its loop over images would join their proposals, which differ in number.
+    """
     RPNHead.original_gen_proposal = RPNHead._gen_proposal
     RPNHead._gen_proposal = static.gen_proposal
+    layers.RCNNBox.original_call = layers.RCNNBox.__call__
+    layers.RCNNBox.__call__ = static.decode_boxes
+    CascadeHead.original_forward = CascadeHead.forward
+    CascadeHead.original_get_rois_from_boxes = CascadeHead._get_rois_from_boxes
+    CascadeHead.forward = static.cascade
+    CascadeHead._get_rois_from_boxes = static.rois_from_boxes
 
 
 @REPAIRS.row(

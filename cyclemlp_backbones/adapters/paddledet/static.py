@@ -7,21 +7,28 @@ reads the source in this file. Predictions are handled without a loop over image
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.vision.ops import distribute_fpn_proposals
+from ppdet.modeling.bbox_utils import delta2bbox
 from ppdet.modeling.post_process import paste_mask
 
 
 def predict_masks(
     self: Any, body_feats: Any, rois: Any, rois_num: Any, scale_factor: Any, feat_func: Any = None
 ) -> Any:
-    """In the place of `MaskHead.forward_test`: a mask also for the box that stands in for none."""
-    if not self.export_onnx:
-        rois, rois_num, _ = fill_empty(rois, rois_num)
-    return self.original_forward_test(body_feats, rois, rois_num, scale_factor, feat_func)
+    """`MaskHead.forward_test`: masks [R, 28, 28], also of the box that stands in for none."""
+    if self.export_onnx:
+        return self.original_forward_test(body_feats, rois, rois_num, scale_factor, feat_func)
+    rois, rois_num, _ = fill_empty(rois, rois_num)
+    features = self.roi_extractor(body_feats, [rois[:, 2:]], rois_num)
+    logits = self.mask_fcn_logits(self.head(feat_func(features) if self.share_bbox_feat else features))
+    chosen = paddle.arange(0, paddle.shape(rois)[0], dtype="int64") * self.num_classes + rois[:, 0].astype("int64")
+    return F.sigmoid(paddle.gather(logits.flatten(0, 1), chosen))
 
 
 def gen_proposal(
@@ -29,31 +36,67 @@ def gen_proposal(
 ) -> tuple[list[Tensor], Tensor]:
     """`RPNHead._gen_proposal`: per image, the best proposals of all levels.
 
-    Returns boxes [R_i, 4] of each image and their numbers, int32 [N].
+    Returns boxes [R, 4] of all images in a row, as a list of one, and how many each image has, int32 [N]. In training
+    they are a list by image.
     """
-    if self.export_onnx:
+    if self.training or self.export_onnx:
         return self.original_gen_proposal(scores, bbox_deltas, anchors, inputs)
-    generate = self.train_proposal if self.training else self.test_proposal
-    im_shape = inputs["im_shape"]
-    rois = []
-    counts = []
-    for i in range(im_shape.shape[0]):
-        level_boxes = []
-        level_scores = []
-        for score, delta, anchor in zip(scores, bbox_deltas, anchors):
-            boxes, box_scores, _, most = generate(
-                scores=score[i : i + 1], bbox_deltas=delta[i : i + 1], anchors=anchor, im_shape=im_shape[i : i + 1]
-            )
-            level_boxes.append(boxes)
-            level_scores.append(box_scores)
-        image_rois = paddle.concat(level_boxes)
-        image_scores = paddle.concat(level_scores).flatten()
-        if paddle.shape(image_scores)[0] > most:
-            _, best = paddle.topk(image_scores, most)
-            image_rois = paddle.gather(image_rois, best)
-        rois.append(image_rois)
-        counts.append(paddle.shape(image_rois)[0:1].astype("int32"))
-    return rois, paddle.concat(counts)
+    boxes, box_scores, images = [], [], []
+    for score, delta, anchor in zip(scores, bbox_deltas, anchors):
+        rois, roi_scores, counts, most = self.test_proposal(
+            scores=score, bbox_deltas=delta, anchors=anchor, im_shape=inputs["im_shape"]
+        )
+        boxes.append(rois)
+        box_scores.append(roi_scores.flatten())
+        # Paddle 3 takes these whole numbers for floats, which its other operators then fail to read.
+        counts = sum(distribute_fpn_proposals(rois, 4, 5, 4, 224, rois_num=counts)[2])
+        images.append(image_of(counts))
+    images = paddle.concat(images).unsqueeze(0) - paddle.arange(0, paddle.shape(counts)[0], dtype="int64").unsqueeze(1)
+    # A row an image; what is another image's comes last and is left out.
+    table = paddle.concat(box_scores).unsqueeze(0) - (images != 0).astype("float32") * 1e30
+    most = paddle.minimum(paddle.shape(table)[1:2].astype("int64"), paddle.full([1], most, "int64"))
+    best, index = paddle.topk(table, most, axis=1)
+    chosen = best > -1e29
+    counts = chosen.astype("int32").sum(axis=1).astype("int32")
+    return [paddle.gather(paddle.concat(boxes), paddle.masked_select(index, chosen))], counts
+
+
+def image_of(counts: Tensor) -> Tensor:
+    """The image of each of the boxes that stand in a row, int64 [R]; `counts` [N] says how many each image has."""
+    ends = paddle.cumsum(counts.astype("int64")).unsqueeze(0)
+    positions = paddle.arange(0, counts.astype("int64").sum(), dtype="int64").unsqueeze(1)
+    return (positions >= ends).astype("int64").sum(axis=1)
+
+
+def decode_boxes(
+    self: Any, bbox_head_out: tuple[Tensor, Tensor], rois: tuple[list[Tensor], Tensor], im_shape: Tensor, _: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """`RCNNBox.__call__`: boxes [R, classes, 4] within their images, with the number of each image's, and scores."""
+    boxes, counts = rois
+    if self.export_onnx:
+        return self.original_call(bbox_head_out, rois, im_shape, _)
+    boxes = paddle.concat(boxes) if len(boxes) > 1 else boxes[0]
+    boxes = clip_boxes(delta2bbox(bbox_head_out[0], boxes, self.prior_box_var), im_shape, counts)
+    return (paddle.expand(boxes, [-1, self.num_classes, -1]), counts), bbox_head_out[1][:, :-1]
+
+
+def clip_boxes(boxes: Tensor, im_shape: Tensor, counts: Tensor) -> Tensor:
+    """Boxes [R, C, 4] within their images, whose heights and widths are `im_shape` [N, 2]."""
+    limits = paddle.concat([im_shape[:, 1:2], im_shape[:, 0:1]] * 2, axis=1)
+    return paddle.clip(paddle.minimum(boxes, paddle.gather(limits, image_of(counts)).unsqueeze(1)), min=0.0)
+
+
+def cascade(self: Any, body_feats: Any = None, rois: Any = None, rois_num: Any = None, inputs: Any = None) -> Any:
+    """`CascadeHead.forward`, which keeps for `rois_from_boxes` how many boxes each image has."""
+    vars(self)["proposal_counts"] = rois_num  # a layer's own way would keep an earlier run's tensor in the program
+    return self.original_forward(body_feats, rois, rois_num, inputs)
+
+
+def rois_from_boxes(self: Any, boxes: Sequence[Tensor], im_shape: Tensor) -> tuple[list[Tensor], Tensor]:
+    """`CascadeHead._get_rois_from_boxes`: a stage's boxes within their images, as the next stage's proposals."""
+    if self.training:
+        return self.original_get_rois_from_boxes(boxes, im_shape)
+    return [clip_boxes(boxes[0].unsqueeze(1), im_shape, self.proposal_counts).squeeze(1)], self.proposal_counts
 
 
 def fill_empty(bboxes: Tensor, bbox_num: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,8 +107,7 @@ def fill_empty(bboxes: Tensor, bbox_num: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     counts = bbox_num.astype("int64")
     filled = paddle.maximum(counts, paddle.ones_like(counts))
-    images = paddle.arange(0, paddle.shape(counts)[0], dtype="int64")
-    image_of_box = paddle.repeat_interleave(images, filled)
+    image_of_box = image_of(filled)
     position = paddle.arange(0, paddle.shape(image_of_box)[0], dtype="int64")
     position = position - paddle.gather(paddle.cumsum(filled) - filled, image_of_box)
     source = paddle.gather(paddle.cumsum(counts) - counts, image_of_box) + position

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
 import sys
+import types
 
 import numpy as np
 import paddle
@@ -232,14 +234,36 @@ def propose():
     )
     inputs = {"im_shape": paddle.to_tensor([[64.0, 64.0], [50.0, 40.0]])}
     rois, counts = head._gen_proposal(scores, deltas, head.anchor_generator(feats), inputs)
-    return [image.numpy() for image in rois], counts.numpy().tolist()
+    return np.concatenate([some.numpy() for some in rois]), counts.numpy().tolist()
 
 
 def test_proposals_are_paddledetections():
     (rois, counts), (repaired, repaired_counts) = in_process(original_and_repaired, "static_proposals", propose)
     assert counts == repaired_counts == [10, 10]
-    for some, others in zip(rois, repaired):
-        np.testing.assert_array_equal(some, others)
+    np.testing.assert_array_equal(rois, repaired)
+
+
+def decode():
+    from ppdet.modeling.heads.cascade_head import CascadeHead
+    from ppdet.modeling.layers import RCNNBox
+
+    random = np.random.RandomState(0)
+    corners = random.uniform(-5, 50, (5, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(2, 40, (5, 2))], 1)
+    deltas, scores = random.standard_normal((5, 12)), random.uniform(0, 1, (5, 4))
+    boxes, deltas, scores = (paddle.to_tensor(x.astype("float32")) for x in (boxes, deltas, scores))
+    im_shape, counts = paddle.to_tensor([[60.0, 48.0], [20.0, 30.0]]), paddle.to_tensor([2, 3], dtype="int32")
+    (decoded, _), kept = RCNNBox(num_classes=3)((deltas, scores), ([boxes[:2], boxes[2:]], counts), im_shape, None)
+    head = types.SimpleNamespace(training=False, proposal_counts=counts)
+    head.original_get_rois_from_boxes = functools.partial(CascadeHead._get_rois_from_boxes, head)
+    whole = CascadeHead._get_rois_from_boxes.__name__ == "rois_from_boxes"
+    rois, _ = CascadeHead._get_rois_from_boxes(head, [boxes] if whole else [boxes[:2], boxes[2:]], im_shape)
+    return decoded.numpy(), kept.numpy(), np.concatenate([some.numpy() for some in rois])
+
+
+def test_boxes_of_a_batch_are_decoded_as_paddledetection_does():
+    for some, others in zip(*in_process(original_and_repaired, "static_proposals", decode), strict=True):
+        np.testing.assert_allclose(some, others, rtol=1e-6)
 
 
 def predict():
