@@ -110,10 +110,12 @@ def parse(argv, monkeypatch):
         argv.append("my_config.yml")
     if unfinished and argv[0] == "export":
         argv[1:1] = ["model.pdparams", "out", "--task", "cls"]
-    original = argparse.ArgumentParser.parse_args
 
-    def parse_args(self, args=None, namespace=None):
-        raise Parsed(original(self, args, namespace))
+    def parsed(method):
+        def parse(self, args=None, namespace=None):
+            raise Parsed(method(self, args, namespace))
+
+        return parse
 
     def joined(config):
         raise Parsed(config)
@@ -122,7 +124,8 @@ def parse(argv, monkeypatch):
         if argv[0] == "cls" and argv[1] not in ("lists",):
             patched.setattr(importlib.import_module(f"{program()}.commands"), "_join", joined)
         else:
-            patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+            for name in ("parse_args", "parse_intermixed_args"):
+                patched.setattr(argparse.ArgumentParser, name, parsed(getattr(argparse.ArgumentParser, name)))
         with pytest.raises(Parsed) as understood:
             main(argv)
     config = getattr(understood.value.args[0], "config", None)
