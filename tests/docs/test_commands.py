@@ -43,6 +43,7 @@ FOREIGN = {
     "git": "network",
     "pip": "network",
     "tritonserver": "a server",
+    "trtexec": "a GPU",
     "make": "its target is looked up below",
     "python -m paddle_serving_client.convert": "Paddle Serving",
     "python -m paddle_serving_server.serve": "Paddle Serving",
