@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cyclemlp_backbones.interrupts import end_within, is_interrupt
+from cyclemlp_backbones.interrupts import end_workers, is_interrupt
 
 from .config import Config
 from .config_files import describe_settings, dump_yaml, load_config, parse_setting
@@ -60,7 +60,7 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
         sys.stderr.write(message)
         leave_if_several(status, "")
         if terminated:
-            end_within(LEAVE_SECONDS, status)
+            end_workers(LEAVE_SECONDS, status)
         return status
     return 0
 

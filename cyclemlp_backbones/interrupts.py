@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,24 +71,22 @@ def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker:
         init(worker)
 
 
-def end_within(seconds: float, status: int) -> None:
-    """Ends the workers, and has this process end with `status` in that time.
+def end_workers(seconds: float, status: int) -> None:
+    """Ends this process's workers: asks them for `seconds`, kills them then, and if one outlives that too, stuck in a
+    file system, ends this process with `status`.
 
     The interpreter's own end asks each worker once and then waits for ever. That is lost on one that has begun just
-    now and has yet to take another's SIGTERM, Slurm's to all processes, and on one that is stuck in a file system.
+    now and has yet to take another's SIGTERM, Slurm's to all processes.
     """
-
-    def end() -> None:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        os._exit(status)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Paddle's raises an error where a worker was killed
+    end = time.monotonic() + seconds
     while workers := multiprocessing.active_children():
+        late = time.monotonic() - end
+        if late > 1:
+            os._exit(status)
         for worker in workers:
-            worker.terminate()
+            (worker.kill if late > 0 else worker.terminate)()
         workers[0].join(0.1)
 
 

@@ -58,7 +58,7 @@ with interrupts.starting_workers():
     worker = multiprocessing.get_context("fork").Process(target=begin_late, daemon=True)
     worker.start()
 subprocess.run(["kill", str(worker.pid)], check=True)
-interrupts.end_within(1000, 1)
+interrupts.end_workers(1000, 1)
 sys.exit(75)
 """
 
