@@ -66,12 +66,14 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-12 * max(1.0, float(b.abs().max())))
 
 
-@pytest.mark.parametrize("ops", ["0", "1"])
+@pytest.mark.parametrize("ops", ["0", "1"], ids=["crop", "compiled"])
 @pytest.mark.parametrize("form", FORMS)
-def test_fast_form_equals_the_plain_one(form, ops, monkeypatch, built_ops):
+def test_fast_form_equals_the_plain_one(form, ops, monkeypatch, request):
     """Values with and without gradients, first and second gradients, gradients of the input alone, of the parameters
     alone, hooks on every part, and the present weights after a change."""
-    monkeypatch.setenv("CYCLEMLP_OPS", ops)  # without the compiled shift, and with it
+    if ops == "1":
+        request.getfixturevalue("built_ops")
+    monkeypatch.setenv("CYCLEMLP_OPS", ops)
     monkeypatch.setattr(fast_cpu, "_HIDDEN_ELEMENTS", 800)  # Mlp in parts of 100 rows
     plain, fast, x = both(*FORMS[form])
     second_too = form.startswith(("linear", "cyclefc"))  # Paddle's gelu, softmax and recompute have none
