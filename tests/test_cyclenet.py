@@ -11,6 +11,7 @@ import pytest
 
 from cyclemlp_backbones import VARIANTS, CycleNet, build_backbone, build_classifier, list_variants
 from cyclemlp_backbones.complexity import multiply_adds
+from cyclemlp_backbones.cyclenet import CycleBlock, CycleMixer, Mlp
 from tests.reference import GOLDEN, fill_parameters, picked_positions, random_state, reference_input, relative_error
 
 TINY = {"depths": (1, 1, 2, 1), "embed_dims": (8, 16, 24, 32), "mlp_ratios": (4, 4, 4, 4)}
@@ -410,3 +411,9 @@ def test_to_static_trains_like_dygraph():
         np.testing.assert_allclose(
             gradient, expected[name], rtol=1e-4, atol=1e-5 * np.abs(expected[name]).max(), err_msg=name
         )
+
+
+def test_branches_are_weighted_unless_said_otherwise():
+    for layer in (CycleMixer(8), CycleBlock(8, 2.0).attn):
+        assert isinstance(layer.reweight, Mlp)
+    assert CycleBlock(8, 2.0, reweight=False).attn.reweight is None
