@@ -102,7 +102,7 @@ def test_a_trainer_in_a_process_of_its_own_tells_every_part_of_a_step(head, back
     parts = {part: found[part] for part in PARTS}
     assert min(parts[part] for part in ("backbone", "heads", "loss", "backward", "optimizer")) > 0
     assert found["reading"] > 0
-    assert found["processor"] > found["system"] > 0
+    assert found["processor"] > found["system"] >= 0  # counted in ticks of 10 ms, more than a small step's
     assert found["step"] > max(parts.values())
 
 

@@ -38,8 +38,9 @@ def test_the_notebook_goes_from_data_to_a_picture(tmp_path, monkeypatch):
         assert "no fault found" in text
         assert "24 masks" in text
         assert float(re.search(r"mIoU: (\d\.\d+)", text)[1]) > 0.15  # 0.08 for background everywhere
-        confusion, result = pictures
+        confusion, result, overlay = pictures
         assert min(confusion.size) > 300
-        assert result.size == (8 * 48 * 3, 4 * 48 * 3)
-        rows = np.asarray(result.convert("RGB")).reshape(4, -1)
+        assert result.size == (8 * 48 * 3, 3 * 48 * 3)
+        rows = np.asarray(result.convert("RGB")).reshape(3, -1)
         assert all(row.std() > 5 for row in rows)
+        assert overlay.width == 360  # enlarged, so that its legend can be read
