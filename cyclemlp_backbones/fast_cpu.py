@@ -30,6 +30,7 @@ REBUILDS = not paddle.__version__.startswith("2.")
 parameters."""
 
 _HIDDEN_ELEMENTS = 2**18  # 1 MiB in single precision
+_FEW_ELEMENTS = 2**17  # of a map, below which Paddle's own broadcasting is quicker than the operators that avoid it
 
 _Layer = TypeVar("_Layer", bound=nn.Layer)
 
@@ -48,9 +49,12 @@ def _runs_here(x: Tensor) -> bool:
     return x.dtype in (paddle.float32, paddle.float64) and x.place.is_cpu_place() and 0 not in x.shape
 
 
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether an operation on `tensors` is recorded for a backward pass."""
-    return paddle.is_grad_enabled() and any(tensor is not None and not tensor.stop_gradient for tensor in tensors)
+def _wants_gradient(*parts: Tensor | nn.Layer | None) -> bool:
+    """Whether an operation on `parts`, tensors and layers with their parameters, is recorded for a backward pass."""
+    if not paddle.is_grad_enabled():
+        return False
+    tensors = (y for part in parts for y in (part.parameters() if isinstance(part, nn.Layer) else [part]))
+    return any(tensor is not None and not tensor.stop_gradient for tensor in tensors)
 
 
 class _Rebuilding:
@@ -101,7 +105,9 @@ def _repeat_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def _repeat(rows: Tensor, shape: list[int]) -> Tensor:
-    """`rows` [N, C] at every position: `shape`, [N, H, W, C]."""
+    """`rows` [N, C] at every position: `shape`, [N, H, W, C], or for few numbers of one image what broadcasts to it."""
+    if len(rows) == 1 and math.prod(shape) <= _FEW_ELEMENTS and not _wants_gradient(rows):
+        return rows.squeeze(0)
     return _repeat_rows(rows.unsqueeze(1), shape[1] * shape[2]).reshape(shape)
 
 
@@ -116,7 +122,10 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
-    return x if bias is None else x + _repeat_rows(bias.unsqueeze(0), math.prod(x.shape[:-1])).reshape(x.shape)
+    if bias is None:
+        return x
+    few = math.prod(x.shape) <= _FEW_ELEMENTS and not _wants_gradient(x, bias)
+    return x + (bias if few else _repeat_rows(bias.unsqueeze(0), math.prod(x.shape[:-1])).reshape(x.shape))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -141,7 +150,7 @@ class FastMlp(Mlp):
         if not _runs_here(x):
             return Mlp.forward(self, x)
         rows = x.reshape([-1, x.shape[-1]])
-        if _wants_gradient(x, *self.parameters()):
+        if _wants_gradient(x, self):
             hidden = self.fc1(rows)
             activated, kept = F.gelu(hidden), hidden.detach()
             with rebuilt_in_backward(activated, lambda: F.gelu(kept)):
@@ -222,10 +231,9 @@ class FastCycleFC(CycleFC):
         if not _runs_here(x) or len(x.shape) != 4 or x.shape[3] != self.in_channels:
             return CycleFC.forward(self, x)
         if self.length > 1 and compiled.available():
-            read, weight = compiled.shift(x, self), self.weight.reshape(self.weight.shape[:2])
-            if _wants_gradient(x, self.weight, self.bias):  # Paddle 2.6 has wrong second gradients of a transposed one
-                return _add_bias(paddle.matmul(read, weight, transpose_y=True), self.bias)
-            return _linear(read, weight.t(), self.bias)
+            # Not the weight transposed first: a copy of all of it, and wrong second gradients on Paddle 2.6.
+            weight = self.weight.reshape(self.weight.shape[:2])
+            return _add_bias(paddle.matmul(compiled.shift(x, self), weight, transpose_y=True), self.bias)
         read = x
         if self.length > 1:
             read = _Shift.apply(x, self) if _wants_gradient(x) else _shift(x, self)
@@ -266,7 +274,7 @@ class FastMixer(CycleMixer):
 
     def _merging_pays(self, x: Tensor) -> bool:
         """One matrix per sample costs as much as the product with about 2 C positions; its gradient costs far more."""
-        if x.shape[1] * x.shape[2] <= 2 * self.channels or _wants_gradient(x, *self.parameters()):
+        if x.shape[1] * x.shape[2] <= 2 * self.channels or _wants_gradient(x, self):
             return False
         # A hook on a branch wants the branch's own output.
         merged = (self.mlp_c, self.sfc_h, self.sfc_w, self.proj)
