@@ -30,7 +30,7 @@ REBUILDS = not paddle.__version__.startswith("2.")
 parameters."""
 
 _HIDDEN_ELEMENTS = 2**18  # 1 MiB in single precision
-_FEW_ELEMENTS = 2**17  # of a map, below which Paddle's own broadcasting is quicker than the operators that avoid it
+_FEW_ELEMENTS = 2**17
 
 _Layer = TypeVar("_Layer", bound=nn.Layer)
 
@@ -99,15 +99,18 @@ def rebuilt_in_backward(x: Tensor, rebuild: Callable[[], Tensor]) -> AbstractCon
     return _Rebuilding(x, rebuild) if REBUILDS and _wants_gradient(x) else nullcontext()
 
 
+def _broadcasts_well(x: Tensor, row: Tensor) -> bool:
+    """Whether Paddle combines `row` with every position of `x` in less time than its repetition takes."""
+    return math.prod(x.shape) <= _FEW_ELEMENTS and not _wants_gradient(x, row)
+
+
 def _repeat_rows(rows: Tensor, count: int) -> Tensor:
     """[..., 1, C] -> [..., count, C], every row the same."""
     return paddle.matmul(paddle.ones([count, 1], dtype=rows.dtype), rows)
 
 
 def _repeat(rows: Tensor, shape: list[int]) -> Tensor:
-    """`rows` [N, C] at every position: `shape`, [N, H, W, C], or for few numbers of one image what broadcasts to it."""
-    if len(rows) == 1 and math.prod(shape) <= _FEW_ELEMENTS and not _wants_gradient(rows):
-        return rows.squeeze(0)
+    """`rows` [N, C] at every position: `shape`, [N, H, W, C]."""
     return _repeat_rows(rows.unsqueeze(1), shape[1] * shape[2]).reshape(shape)
 
 
@@ -124,8 +127,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return x
-    few = math.prod(x.shape) <= _FEW_ELEMENTS and not _wants_gradient(x, bias)
-    return x + (bias if few else _repeat_rows(bias.unsqueeze(0), math.prod(x.shape[:-1])).reshape(x.shape))
+    if _broadcasts_well(x, bias):
+        return x + bias
+    return x + _repeat_rows(bias.unsqueeze(0), math.prod(x.shape[:-1])).reshape(x.shape)
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -245,6 +249,8 @@ class FastCycleFC(CycleFC):
 
 def _scale(x: Tensor, gate: Tensor) -> Tensor:
     """`x` [N, H, W, C] times `gate` [N, C], whose repetition is not kept for backward."""
+    if len(gate) == 1 and _broadcasts_well(x, gate):
+        return x * gate.squeeze(0)
     kept = gate.detach()
     repeated = _repeat(gate, x.shape)
     with rebuilt_in_backward(repeated, lambda: _repeat(kept, x.shape)):
