@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 
 CHANGES = {
     "RetinaHead": {"nms": {"score_threshold": 0.05}, "prior_prob": 0.1},
+    "GFLHead": {"prior_prob": 0.1},
+    "FCOSHead": {"prior_prob": 0.2},
     "BBoxPostProcess": {"nms": {"score_threshold": 0.05}},
 }
 
@@ -33,7 +35,7 @@ def save_random(config, weights):
     paddle.seed(1)
     model = create(read_config(str(config), []).architecture)
     for name, parameter in model.named_parameters():
-        if name.endswith(("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight")):
+        if name.endswith(("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight", "head_cls.weight")):
             parameter.set_value(parameter * 3)
     paddle.save(model.state_dict(), str(weights))
 
@@ -103,7 +105,7 @@ SHAPES = [(1, 64, 64), (3, 96, 64), (1, 64, 128), (3, 32, 64), (1, 32, 32)]
 
 
 def compare(config, weights, folder):
-    """The exported R-CNN beside the network at five sizes: of each output, whether its rows, best first, are equal."""
+    """The exported detector beside the network at five sizes: of each output, whether its rows, best first, are equal."""
     from cyclemlp_backbones.adapters.paddledet.export import det_export
     from cyclemlp_backbones.deploy.export import export
     from cyclemlp_backbones.deploy.runtime import DeployedModel
@@ -114,7 +116,7 @@ def compare(config, weights, folder):
             yield [array[np.argsort(-rows[0][:, 1], kind="stable")] for array in rows]
 
     for kind in FORMATS:
-        model = det_export(str(weights), str(config), format=kind)
+        model = det_export(str(weights), str(config), format=kind, nms=True)
         export(model, folder / kind, format=kind)
         deployed = DeployedModel(folder / kind)
         for batch, height, width in SHAPES:
@@ -135,8 +137,8 @@ def compare(config, weights, folder):
     return FORMATS
 
 
-@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"])
-def test_an_rcnn_equals_dygraph_in_every_format_at_any_size_and_batch(folder, tmp_path, detector):
+@pytest.mark.parametrize("detector", ["retinanet", "gfl", "fcos", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"])
+def test_a_detector_with_suppression_equals_dygraph_in_every_format_at_any_size_and_batch(folder, tmp_path, detector):
     config, weights = write_config(folder, detector, **CHANGES), tmp_path / "model.pdparams"
     in_process(save_random, config, weights)
     assert in_process(compare, config, weights, tmp_path) == FORMATS

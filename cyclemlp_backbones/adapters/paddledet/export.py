@@ -6,8 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 from ppdet.core.workspace import create
@@ -16,10 +14,11 @@ from ppdet.data.source.category import get_categories
 from cyclemlp_backbones.adapters.launch import config_errors
 from cyclemlp_backbones.adapters.paddledet import register_paddledet
 from cyclemlp_backbones.adapters.paddledet.launch import read_config
-from cyclemlp_backbones.adapters.paddledet.rcnn import OpenRCNN, decode
+from cyclemlp_backbones.adapters.paddledet.rcnn import OpenRCNN
+from cyclemlp_backbones.adapters.paddledet.suppression import Candidates, OneStage, head_of
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, variant_of
-from cyclemlp_backbones.deploy.manifest import Preprocessing
+from cyclemlp_backbones.deploy.manifest import NMS, Preprocessing
 from cyclemlp_backbones.deploy.networks import numbered, read_class_names
 from cyclemlp_backbones.pictures import class_palette
 from cyclemlp_backbones.weights.loading import load_model_weights
@@ -36,40 +35,9 @@ class _Detector(nn.Layer):
         self.model = model
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
+        scale_factor = scale_factor + 0 * im_shape  # one-stage detectors read no im_shape, and Paddle saves no such input
         outputs = self.model({"image": image, "im_shape": im_shape, "scale_factor": scale_factor})
         return [outputs[name] for name in ("bbox", "bbox_num", "mask") if name in outputs]
-
-
-class RetinaNetCandidates(nn.Layer):
-    """RetinaNet without non-maximum suppression, and without a loop over the images of a batch, for ONNX.
-
-    image [N, 3, H, W] -> boxes [N, R, 4] (x1, y1, x2, y2 in the image's pixels) and scores [N, R, classes], of the
-    `nms_pre` best candidates of each level.
-    """
-
-    def __init__(self, model: nn.Layer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        head = self.model.head
-        logits, deltas = head(self.model.neck(self.model.backbone({"image": image})))
-        boxes, scores = [], []
-        for anchors, score, delta in zip(head.anchor_generator(logits), logits, deltas):
-            score = F.sigmoid(score.transpose([0, 2, 3, 1]).reshape([0, -1, head.num_classes]))
-            delta = delta.transpose([0, 2, 3, 1]).reshape([0, -1, 4])
-            candidates = paddle.shape(score)[1:2].astype("int64")
-            most = paddle.minimum(candidates, paddle.full([1], head.nms_pre, "int64"))
-            _, best = paddle.topk(score.max(axis=2), most, axis=1)
-            best = best.unsqueeze(2)
-            scores.append(paddle.take_along_axis(score, best, axis=1, broadcast=True))
-            anchors = anchors.unsqueeze(0) + paddle.zeros_like(
-                delta
-            )  # ONNX gathers from as many images as it chooses for
-            chosen = paddle.take_along_axis(anchors, best, axis=1, broadcast=True)
-            delta = paddle.take_along_axis(delta, best, axis=1, broadcast=True)
-            boxes.append(decode(delta / paddle.to_tensor(head.weights, "float32"), chosen))
-        return [paddle.concat(boxes, axis=1), paddle.concat(scores, axis=1)]
 
 
 def det_export(
@@ -79,8 +47,11 @@ def det_export(
     format: str,
     opts: Sequence[str] = (),
     class_names: str | None = None,
+    nms: bool = False,
 ) -> Exportable:
     """A detector from the weights that training saved, and its configuration.
+
+    `nms` puts suppression into an ONNX file of a one-stage detector too; Paddle's format and R-CNNs have it always.
 
     Raises ValueError for a configuration that cannot be exported, CheckpointError for weights that do not fit.
     """
@@ -107,23 +78,25 @@ def det_export(
     outputs = ("bbox", "bbox_num", *masks)
     if format == "paddle":
         return Exportable(layer=_Detector(model), inputs=inputs, outputs=outputs, input_spec=spec, **common)
-    if hasattr(model, "rpn_head"):
-        spec += [InputSpec([None] * 3, "float32", name=name) for name in ("proposals", "detections")]
-        return Exportable(layer=OpenRCNN(_Detector(model)), inputs=inputs, outputs=outputs, input_spec=spec, **common)
-    if config.architecture != "RetinaNet":
-        raise ValueError(
-            f"{config_path}: {config.architecture} has no ONNX export, RetinaNet and R-CNNs have; export it with "
-            "--format paddle"
+    rcnn, head = hasattr(model, "rpn_head"), head_of(model)
+    if rcnn or (head and nms):
+        layer, names = (OpenRCNN, ("proposals", "detections")) if rcnn else (OneStage, ("detections",))
+        kept = [InputSpec([None] * 3, "float32", name=name) for name in names]
+        return Exportable(
+            layer=layer(_Detector(model)), inputs=inputs, outputs=outputs, input_spec=[*spec, kept], **common
         )
-    nms = model.head.nms
+    if head is None:
+        raise ValueError(
+            f"{config_path}: {config.architecture} has no ONNX export, RetinaNet, GFL, FCOS and R-CNNs have; export it "
+            "with --format paddle"
+        )
+    settings = head.nms
     return Exportable(
-        layer=RetinaNetCandidates(model),
+        layer=Candidates(_Detector(model)),
         inputs=("image",),
         outputs=("boxes", "scores"),
         input_spec=[IMAGE],
-        nms={
-            name: float(getattr(nms, name)) for name in ("score_threshold", "nms_threshold", "nms_top_k", "keep_top_k")
-        },
+        nms={name: float(getattr(settings, name)) for name in NMS},
         **common,
     )
 
