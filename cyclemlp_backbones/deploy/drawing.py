@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -50,11 +50,41 @@ def paint(image: Image.Image, labels: np.ndarray, colours: Sequence[Colour], pla
     return fitted(painted)
 
 
-def mark(picture: Image.Image, box: Sequence[float], text: str, colour: Colour, mask: np.ndarray | None = None) -> None:
-    """Draws an object into `picture`: its `mask` [H, W] of 0 and 1, of any size, its box (x1, y1, x2, y2), its name."""
-    if mask is not None:
-        layer = Image.fromarray(mask * np.uint8(_OPACITY)).resize(picture.size, Image.Resampling.BILINEAR)
-        picture.paste(colour, (0, 0), layer)
+class Object(NamedTuple):
+    """Of a picture: class number, score, box (x1, y1, x2, y2 in its pixels), what gives its mask [H, W] of 0 and 1."""
+
+    label: int
+    score: float
+    box: Sequence[float]
+    mask: Callable[[], np.ndarray] | None = None
+
+
+def with_objects(
+    image: Image.Image,
+    objects: Iterable[Object],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    threshold: float,
+    legend: Sequence[int] | None = None,
+) -> Image.Image:
+    """The picture `fitted`, its objects of at least the score `threshold`, and a legend: their classes, or `legend`."""
+    picture, objects = fitted(image), sorted(objects, key=lambda one: one.score)  # the best on top
+    factors = (picture.width / image.width, picture.height / image.height) * 2
+    drawn = [one for one in objects if one.score >= threshold]
+    for one in drawn:
+        if one.mask is not None:
+            layer = Image.fromarray(one.mask() * np.uint8(_OPACITY)).resize(picture.size, Image.Resampling.BILINEAR)
+            picture.paste(colours[one.label], (0, 0), layer)
+    for one in drawn:
+        box = [float(value) * factor for value, factor in zip(one.box, factors)]
+        mark(picture, box, f"{names[one.label]} {one.score:.2f}", colours[one.label])
+    heading = f"threshold {threshold:.2f}: {len(drawn)} of {len(objects)} objects"
+    shown = sorted({one.label for one in drawn}) if legend is None else legend
+    return with_legend(picture, [(heading, None), *((names[label], colours[label]) for label in shown)])
+
+
+def mark(picture: Image.Image, box: Sequence[float], text: str, colour: Colour) -> None:
+    """Draws an object's box (x1, y1, x2, y2) and name into `picture`."""
     draw, (width, height) = ImageDraw.Draw(picture), picture.size
     left, top, right, bottom = min(box[0::2]), min(box[1::2]), max(box[0::2]), max(box[1::2])
     text, font = lettering(text, size := _text_size(picture))
