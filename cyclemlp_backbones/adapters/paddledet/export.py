@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,9 @@ class _Detector(nn.Layer):
         self.model = model
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
-        scale_factor = scale_factor + 0 * im_shape  # one-stage detectors read no im_shape, and Paddle saves no such input
+        scale_factor = (
+            scale_factor + 0 * im_shape
+        )  # one-stage detectors read no im_shape, and Paddle saves no such input
         outputs = self.model({"image": image, "im_shape": im_shape, "scale_factor": scale_factor})
         return [outputs[name] for name in ("bbox", "bbox_num", "mask") if name in outputs]
 
@@ -56,18 +59,22 @@ def det_export(
     Raises ValueError for a configuration that cannot be exported, CheckpointError for weights that do not fit.
     """
     register_paddledet(repair=True)
-    config = read_config(config_path, [*opts, "CycleMLP.pretrained=null"])
+    # An eval_size would keep RT-DETR's position embedding for images of that size alone.
+    config = read_config(config_path, [*opts, "CycleMLP.pretrained=null", "eval_size=null"])
     with config_errors(config_path):
         model = create(config.architecture)
     load_model_weights(model, checkpoint)
     model.eval()
+    if hasattr(model, "solov2_head"):
+        raise ValueError(f"{config_path}: SOLOv2 gives masks without boxes, of one image at a time; it is not exported")
     backbone = getattr(model, "backbone", None)
+    queries = getattr(getattr(model, "transformer", None), "num_queries", 0)
     classes, category_ids = _classes(config, class_names)
     common = {
         "task": "det",
         "architecture": config.architecture,
         "variant": variant_of(backbone) if isinstance(backbone, CycleNet) else None,
-        "preprocessing": det_preprocessing(config, config_path),
+        "preprocessing": det_preprocessing(config, config_path, queries),
         "classes": classes,
         "category_ids": category_ids,
         "palette": class_palette(len(classes) + 1)[1:],
@@ -76,7 +83,7 @@ def det_export(
     spec = [IMAGE, *(InputSpec(_PAIR, "float32", name=name) for name in inputs[1:])]
     masks = ("mask",) if getattr(model, "with_mask", False) or hasattr(model, "mask_head") else ()
     outputs = ("bbox", "bbox_num", *masks)
-    if format == "paddle":
+    if format == "paddle" or queries:  # DINO and RT-DETR suppress nothing
         return Exportable(layer=_Detector(model), inputs=inputs, outputs=outputs, input_spec=spec, **common)
     rcnn, head = hasattr(model, "rpn_head"), head_of(model)
     if rcnn or (head and nms):
@@ -87,8 +94,8 @@ def det_export(
         )
     if head is None:
         raise ValueError(
-            f"{config_path}: {config.architecture} has no ONNX export, RetinaNet, GFL, FCOS and R-CNNs have; export it "
-            "with --format paddle"
+            f"{config_path}: {config.architecture} has no ONNX export, RetinaNet, GFL, FCOS, R-CNNs, DINO and "
+            "RT-DETR have; export it with --format paddle"
         )
     settings = head.nms
     return Exportable(
@@ -117,9 +124,13 @@ def _classes(config: Any, class_names: str | None) -> tuple[tuple[str, ...], tup
     return tuple(str(names[ids[number]]) for number in range(count)), tuple(int(ids[number]) for number in range(count))
 
 
-def det_preprocessing(config: Any, where: str) -> Preprocessing:
-    """TestReader's transforms: Decode, at most one Resize, NormalizeImage, Permute; padding to a multiple."""
-    settings: dict[str, Any] = {"pad_to": 32}  # what the pyramid needs, whatever the reader says
+def det_preprocessing(config: Any, where: str, queries: int = 0) -> Preprocessing:
+    """TestReader's transforms: Decode, at most one Resize, NormalizeImage, Permute; padding to a multiple.
+
+    A transformer takes its `queries` from the positions of its maps, the first of which has stride 8.
+    """
+    # Whatever the reader says, a multiple of 32 is what the pyramid needs.
+    settings: dict[str, Any] = {"pad_to": 32, "least": max(32, 8 * math.ceil(queries**0.5))}
     for step in config.TestReader["sample_transforms"]:
         ((kind, options),) = step.items()
         if kind == "Resize" and "resize" not in settings:
