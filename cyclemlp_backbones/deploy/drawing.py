@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 _log = logging.getLogger(__name__)
 
 Colour = tuple[int, int, int]
+_Place = tuple[float, float, float, float]
+"""Left, top, right and bottom of a name."""
 
 _LARGEST, _LEAST_WIDTH, _HIGHEST = 2048, 360, 4096
 _OPACITY = 128  # of 255
@@ -75,28 +77,50 @@ def with_objects(
         if one.mask is not None:
             layer = Image.fromarray(one.mask() * np.uint8(_OPACITY)).resize(picture.size, Image.Resampling.BILINEAR)
             picture.paste(colours[one.label], (0, 0), layer)
-    for one in drawn:
-        box = [float(value) * factor for value, factor in zip(one.box, factors)]
-        mark(picture, box, f"{names[one.label]} {one.score:.2f}", colours[one.label])
+    boxes = [[float(value) * factor for value, factor in zip(one.box, factors)] for one in drawn]
+    for one, box in zip(drawn, boxes):
+        outline(picture, box, colours[one.label])
+    taken: list[_Place] = []
+    for one, box in zip(reversed(drawn), reversed(boxes)):
+        label(picture, box, f"{names[one.label]} {one.score:.2f}", colours[one.label], taken)
     heading = f"threshold {threshold:.2f}: {len(drawn)} of {len(objects)} objects"
     shown = sorted({one.label for one in drawn}) if legend is None else legend
     return with_legend(picture, [(heading, None), *((names[label], colours[label]) for label in shown)])
 
 
-def mark(picture: Image.Image, box: Sequence[float], text: str, colour: Colour) -> None:
-    """Draws an object's box (x1, y1, x2, y2) and name into `picture`."""
-    draw, (width, height) = ImageDraw.Draw(picture), picture.size
+def outline(picture: Image.Image, box: Sequence[float], colour: Colour) -> None:
+    """Draws a box (x1, y1, x2, y2) into `picture`."""
+    draw, width = ImageDraw.Draw(picture), _text_size(picture) // 7
     left, top, right, bottom = min(box[0::2]), min(box[1::2]), max(box[0::2]), max(box[1::2])
-    text, font = lettering(text, size := _text_size(picture))
     # A light line around the coloured one, which on a dark photograph would not be seen.
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=size // 7 + 2)
-    draw.rectangle((left, top, right, bottom), outline=colour, width=size // 7)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=width + 2)
+    draw.rectangle((left, top, right, bottom), outline=colour, width=width)
+
+
+def label(picture: Image.Image, box: Sequence[float], text: str, colour: Colour, taken: list[_Place]) -> None:
+    """Writes an object's name at its `box`, within `picture` and, where there is room, beside what is `taken`.
+
+    Adds its own place to `taken`.
+    """
+    draw, (width, height) = ImageDraw.Draw(picture), picture.size
+    text, font = lettering(text, _text_size(picture))
     ends = draw.textbbox((0, 0), text, font=font)
     wide, high = ends[2] + 4, ends[3] + 3
-    x = max(0, min(left, width - wide))
-    y = top - high if top >= high else max(0, min(top, height - high))
-    draw.rectangle((x, y, x + wide, y + high), fill=colour)
+    left, top, right, bottom = min(box[0::2]), min(box[1::2]), max(box[0::2]), max(box[1::2])
+    places = []
+    for y in (top - high, bottom, top, bottom - high):  # above the box, below it, within it
+        for x in (left, right - wide):
+            x, y = max(0, min(x, width - wide)), max(0, min(y, height - high))
+            places.append((x, y, x + wide, y + high))
+    free = [place for place in places if not any(_overlap(place, other) for other in taken)]
+    x, y, *corner = (free or places)[0]
+    draw.rectangle((x, y, *corner), fill=colour)
     draw.text((x + 2, y + 1), text, fill=_on(colour), font=font)
+    taken.append((x, y, corner[0], corner[1]))
+
+
+def _overlap(some: _Place, others: _Place) -> bool:
+    return some[0] < others[2] and others[0] < some[2] and some[1] < others[3] and others[1] < some[3]
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour | None]]) -> Image.Image:
