@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from cyclemlp_backbones.deploy.predict import suppress
+from cyclemlp_backbones.deploy.images import Prepared
+from cyclemlp_backbones.deploy.manifest import read_manifest
+from cyclemlp_backbones.deploy.predict import Options, _suppressed, suppress
 from cyclemlp_backbones.deploy.quantize import quantize
 from tests.adapters.tiny_det import NUM_CLASSES, cyclemlp, in_process, write_config, write_data
 from tests.deploy.conftest import FORMATS
@@ -64,6 +66,7 @@ def predict(folder, detector, kind):
     flags = ["--task", "det", "--config", config, *KINDS[kind]]
     status, output = cyclemlp("export", weights, out, *flags, cwd=folder)
     assert status == 0, output
+    (folder / detector / "exported.txt").write_text(output)
     status, output = cyclemlp("verify", out, cwd=folder)
     assert status == 0, output
     annotations = folder / "annotations" / "instances_val.json"
@@ -197,3 +200,25 @@ def test_suppression_keeps_the_best_of_overlapping_boxes():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 4]], np.float64)
     assert suppress(boxes, 0.5) == [0, 2, 3]
     assert suppress(boxes, 0.9) == [0, 1, 2, 3]
+
+
+def test_all_candidates_and_all_objects_are_kept_where_minus_one_says_so():
+    prepared = Prepared(np.zeros((3, 64, 64)), (64, 64), (64, 64), (1.0, 1.0))
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
+    nms = {"score_threshold": 0.1, "nms_threshold": 0.5, "nms_top_k": -1, "keep_top_k": -1}
+    scores = np.array([[0.5], [0.7], [0.6]], np.float32)
+    found = [
+        _suppressed(prepared, boxes, scores, {**nms, **some}, Options()).scores for some in ({}, {"keep_top_k": 2})
+    ]
+    assert [scores.tolist() for scores in found] == [pytest.approx([0.7, 0.6, 0.5]), pytest.approx([0.7, 0.6])]
+
+
+def test_annotations_that_are_missing_are_named_since_classes_get_numbers(folder, tmp_path):
+    predict(folder, "retinanet", "paddle")
+    config = write_config(tmp_path, "retinanet", **CHANGES)
+    flags = ["--task", "det", "--config", config, "--no-verify"]
+    status, output = cyclemlp("export", folder / "retinanet.pdparams", tmp_path / "out", *flags, cwd=tmp_path)
+    assert status == 0, output
+    assert f"{tmp_path}/annotations/instances_val.json: classes and category ids are numbers from 0" in output
+    assert read_manifest(tmp_path / "out").category_ids == tuple(range(NUM_CLASSES))
+    assert "are numbers from 0" not in (folder / "retinanet" / "exported.txt").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from cyclemlp_backbones.deploy.manifest import NMS, Preprocessing
 from cyclemlp_backbones.deploy.networks import numbered, read_class_names
 from cyclemlp_backbones.pictures import class_palette
 from cyclemlp_backbones.weights.loading import load_model_weights
+
+_log = logging.getLogger(__name__)
 
 _INTERPOLATIONS = {0: "nearest", 1: "bilinear", 2: "bicubic"}
 _PAIR = [None, 2]
@@ -117,6 +120,8 @@ def _classes(config: Any, class_names: str | None) -> tuple[tuple[str, ...], tup
         dataset = create("TestDataset")()
         path = dataset.get_anno() if hasattr(dataset, "get_anno") else None
         if not path or not os.path.isfile(path):
+            missing = f"TestDataset's annotations are not there, {path}" if path else "TestDataset has no annotations"
+            _log.warning("%s: classes and category ids are numbers from 0; --class-names names the classes", missing)
             return numbered(count), tuple(range(count))
         ids, names = get_categories(config.metric, path)
     if ids is None or len(ids) != count:
