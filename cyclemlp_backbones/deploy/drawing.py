@@ -112,8 +112,7 @@ def label(picture: Image.Image, box: Sequence[float], text: str, colour: Colour,
         for x in (left, right - wide):
             x, y = max(0, min(x, width - wide)), max(0, min(y, height - high))
             places.append((x, y, x + wide, y + high))
-    free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-    x, y, *corner = (free or places)[0]
+    x, y, *corner = min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
     draw.rectangle((x, y, *corner), fill=colour)
     draw.text((x + 2, y + 1), text, fill=_on(colour), font=font)
     taken.append((x, y, corner[0], corner[1]))
