@@ -41,11 +41,16 @@ MODELS = {
     "SemanticFPN b1": ("seg", "seg_configs/semantic_fpn/semantic_fpn_cyclemlp_b1_ade20k_512x512_40k.yml", 256),
     "UPerNet b1": ("seg", "seg_configs/upernet/upernet_cyclemlp_b1_ade20k_512x512_160k.yml", 128),
     "RetinaNet b1": ("det", "det_configs/retinanet_cyclemlp_b1_fpn_1x_coco.yml", 320),
+    "RetinaNet b1, --nms": ("det", "det_configs/retinanet_cyclemlp_b1_fpn_1x_coco.yml", 320),
+    "GFL b1": ("det", "det_configs/gfl_cyclemlp_b1_fpn_1x_coco.yml", 320),
+    "FCOS b1": ("det", "det_configs/fcos_cyclemlp_b1_fpn_1x_coco.yml", 320),
+    "Faster R-CNN b1": ("det", "det_configs/faster_rcnn_cyclemlp_b1_fpn_1x_coco.yml", 320),
     "Mask R-CNN b1": ("det", "det_configs/mask_rcnn_cyclemlp_b1_fpn_1x_coco.yml", 320),
+    "Cascade Mask R-CNN b1": ("det", "det_configs/cascade_mask_rcnn_cyclemlp_b1_fpn_1x_coco.yml", 320),
 }
 RUNTIMES = ("paddle-onednn", "paddle", "onnx")
 ON_ONNX = ("onnx", "openvino")
-_LOUDER = ("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight")
+_LOUDER = ("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight", "head_cls.weight")
 """A detector's random weights that are enlarged, or it finds nothing and nothing is compared."""
 
 
@@ -62,7 +67,7 @@ def _detector(config: str) -> Any:
     for name, parameter in network.named_parameters():
         if name.endswith(_LOUDER):
             parameter.set_value(parameter * 3)
-        elif name.endswith("retina_cls.bias"):
+        elif name.endswith(("retina_cls.bias", "head_cls.bias")):
             parameter.set_value(paddle.full_like(parameter, math.log(0.1 / 0.9)))
     return network
 
@@ -103,7 +108,7 @@ def _exportable(name: str, format: str, folder: Path) -> Any:
     if task == "det":
         from cyclemlp_backbones.adapters.paddledet.export import det_export
 
-        return det_export(weights, str(ROOT / str(config)), format=format)
+        return det_export(weights, str(ROOT / str(config)), format=format, nms="--nms" in name)
     from cyclemlp_backbones.deploy.networks import network_export
 
     return network_export(weights, task)
@@ -231,8 +236,13 @@ def _row(name: str, runtime: str, rounds: int) -> dict[str, Any]:
     return {"model": name, "runtime": runtime, "failure": _reason(run.stderr) or f"exit status {run.returncode}"}
 
 
+def rows_of(runtimes: Sequence[str]) -> list[tuple[str, str]]:
+    """Each model in each runtime; --nms is for ONNX alone."""
+    return [(name, runtime) for name in MODELS for runtime in runtimes if "--nms" not in name or runtime in ON_ONNX]
+
+
 def measure_all(rounds: int, runtimes: Sequence[str]) -> dict[str, Any]:
-    pairs = [(name, runtime) for name in MODELS for runtime in runtimes]
+    pairs = rows_of(runtimes)
     started, rows = time.monotonic(), []
     for number, (name, runtime) in enumerate(pairs, 1):
         rows.append(_row(name, runtime, rounds))

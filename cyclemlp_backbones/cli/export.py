@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
         choices=("cpu", "gpu"),
         help="which the graph is made for, default %(default)s",
     )
+    parser.add_argument(
+        "--nms", action="store_true", help="det, onnx: suppression in the file, which RetinaNet, GFL and FCOS leave out"
+    )
     parser.add_argument("--class-names", metavar="FILE", help="text file with a class's name a line")
     parser.add_argument("--size", type=int, default=224, help="cls: side of the crop, default %(default)s")
     parser.add_argument(
@@ -70,7 +73,9 @@ def main(argv: list[str]) -> int:
         from cyclemlp_backbones.adapters.paddledet.export import det_export
 
         format = "onnx" if args.format == "onnx" else "paddle"
-        model = det_export(args.checkpoint, args.config, format=format, opts=args.opts, class_names=args.class_names)
+        model = det_export(
+            args.checkpoint, args.config, format=format, opts=args.opts, class_names=args.class_names, nms=args.nms
+        )
     else:
         from cyclemlp_backbones.deploy.networks import network_export
 
@@ -119,6 +124,8 @@ def _check(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no checkpoint {args.checkpoint}")
     if args.size < 32:
         raise ValueError(f"--size is {args.size}; it takes 32 and more")
+    if args.nms and (args.task, args.format) != ("det", "onnx"):
+        raise ValueError("--nms takes --task det and --format onnx; Paddle's format has suppression always")
     if args.quantize and args.format != "onnx":
         raise ValueError("--quantize takes --format onnx")
     if (args.quantize == "static") != (args.calibration is not None):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 _log = logging.getLogger(__name__)
 
 Colour = tuple[int, int, int]
+_Place = tuple[float, float, float, float]
+"""Left, top, right and bottom of a name."""
 
 _LARGEST, _LEAST_WIDTH, _HIGHEST = 2048, 360, 4096
 _OPACITY = 128  # of 255
@@ -50,23 +52,74 @@ def paint(image: Image.Image, labels: np.ndarray, colours: Sequence[Colour], pla
     return fitted(painted)
 
 
-def mark(picture: Image.Image, box: Sequence[float], text: str, colour: Colour, mask: np.ndarray | None = None) -> None:
-    """Draws an object into `picture`: its `mask` [H, W] of 0 and 1, of any size, its box (x1, y1, x2, y2), its name."""
-    if mask is not None:
-        layer = Image.fromarray(mask * np.uint8(_OPACITY)).resize(picture.size, Image.Resampling.BILINEAR)
-        picture.paste(colour, (0, 0), layer)
-    draw, (width, height) = ImageDraw.Draw(picture), picture.size
+class Object(NamedTuple):
+    """Of a picture: class number, score, box (x1, y1, x2, y2 in its pixels), what gives its mask [H, W] of 0 and 1."""
+
+    label: int
+    score: float
+    box: Sequence[float]
+    mask: Callable[[], np.ndarray] | None = None
+
+
+def with_objects(
+    image: Image.Image,
+    objects: Iterable[Object],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    threshold: float,
+    legend: Sequence[int] | None = None,
+) -> Image.Image:
+    """The picture `fitted`, its objects of at least the score `threshold`, and a legend: their classes, or `legend`."""
+    picture, objects = fitted(image), sorted(objects, key=lambda one: one.score)  # the best on top
+    factors = (picture.width / image.width, picture.height / image.height) * 2
+    drawn = [one for one in objects if one.score >= threshold]
+    for one in drawn:
+        if one.mask is not None:
+            layer = Image.fromarray(one.mask() * np.uint8(_OPACITY)).resize(picture.size, Image.Resampling.BILINEAR)
+            picture.paste(colours[one.label], (0, 0), layer)
+    boxes = [[float(value) * factor for value, factor in zip(one.box, factors)] for one in drawn]
+    for one, box in zip(drawn, boxes):
+        outline(picture, box, colours[one.label])
+    taken: list[_Place] = []
+    for one, box in zip(reversed(drawn), reversed(boxes)):
+        label(picture, box, f"{names[one.label]} {one.score:.2f}", colours[one.label], taken)
+    heading = f"threshold {threshold:.2f}: {len(drawn)} of {len(objects)} objects"
+    shown = sorted({one.label for one in drawn}) if legend is None else legend
+    return with_legend(picture, [(heading, None), *((names[label], colours[label]) for label in shown)])
+
+
+def outline(picture: Image.Image, box: Sequence[float], colour: Colour) -> None:
+    """Draws a box (x1, y1, x2, y2) into `picture`."""
+    draw, width = ImageDraw.Draw(picture), _text_size(picture) // 7
     left, top, right, bottom = min(box[0::2]), min(box[1::2]), max(box[0::2]), max(box[1::2])
-    text, font = lettering(text, size := _text_size(picture))
     # A light line around the coloured one, which on a dark photograph would not be seen.
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=size // 7 + 2)
-    draw.rectangle((left, top, right, bottom), outline=colour, width=size // 7)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=width + 2)
+    draw.rectangle((left, top, right, bottom), outline=colour, width=width)
+
+
+def label(picture: Image.Image, box: Sequence[float], text: str, colour: Colour, taken: list[_Place]) -> None:
+    """Writes an object's name at its `box`, within `picture` and, where there is room, beside what is `taken`.
+
+    Adds its own place to `taken`.
+    """
+    draw, (width, height) = ImageDraw.Draw(picture), picture.size
+    text, font = lettering(text, _text_size(picture))
     ends = draw.textbbox((0, 0), text, font=font)
     wide, high = ends[2] + 4, ends[3] + 3
-    x = max(0, min(left, width - wide))
-    y = top - high if top >= high else max(0, min(top, height - high))
-    draw.rectangle((x, y, x + wide, y + high), fill=colour)
+    left, top, right, bottom = min(box[0::2]), min(box[1::2]), max(box[0::2]), max(box[1::2])
+    places = []
+    for y in (top - high, bottom, top, bottom - high):  # above the box, below it, within it
+        for x in (left, right - wide):
+            x, y = max(0, min(x, width - wide)), max(0, min(y, height - high))
+            places.append((x, y, x + wide, y + high))
+    x, y, *corner = min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+    draw.rectangle((x, y, *corner), fill=colour)
     draw.text((x + 2, y + 1), text, fill=_on(colour), font=font)
+    taken.append((x, y, corner[0], corner[1]))
+
+
+def _overlap(some: _Place, others: _Place) -> bool:
+    return some[0] < others[2] and others[0] < some[2] and some[1] < others[3] and others[1] < some[3]
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour | None]]) -> Image.Image:

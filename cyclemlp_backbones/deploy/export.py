@@ -22,7 +22,7 @@ from paddle.static import InputSpec
 from cyclemlp_backbones import __version__
 from cyclemlp_backbones.cyclenet import CycleNet
 from cyclemlp_backbones.deploy.graph_forms import cpu_graph_forms, open_size_forms
-from cyclemlp_backbones.deploy.joins import join
+from cyclemlp_backbones.deploy.joins import join, mend_epsilons
 from cyclemlp_backbones.deploy.manifest import (
     FORMATS,
     Manifest,
@@ -212,6 +212,7 @@ def _save_onnx(model: Exportable, manifest: Manifest, folder: Path, device: str)
     graph = onnx.load_from_string(_convert(folder, program, weights, model.architecture))
     if joins := getattr(model.layer, "joins", ()):
         join(graph.graph, len(model.outputs), joins)
+    mend_epsilons(graph.graph, {norm._epsilon for norm in model.layer.sublayers() if isinstance(norm, nn.GroupNorm)})
     _name_outputs(graph, model)
     manifest = dataclasses.replace(
         manifest,

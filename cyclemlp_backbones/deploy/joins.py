@@ -1,8 +1,8 @@
-"""What an exported graph leaves open and ONNX has operators for: non-maximum suppression, RoiAlign over a batch."""
+"""What is put into an ONNX graph that paddle2onnx wrote: non-maximum suppression, RoiAlign over a batch, epsilons."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from graphlib import TopologicalSorter
 from typing import Any, NamedTuple
 
@@ -40,6 +40,20 @@ def join(graph: Any, outputs: int, joins: Sequence[Join]) -> None:
     needs = {number: {makers[name] for name in node.input if name in makers} for number, node in enumerate(nodes)}
     del graph.node[:]
     graph.node.extend(nodes[number] for number in TopologicalSorter(needs).static_order())
+
+
+def mend_epsilons(graph: Any, epsilons: Collection[float]) -> None:
+    """Gives InstanceNormalization the epsilon of the network's group norms, in whose place paddle2onnx writes 0.
+
+    ValueError where they have several.
+    """
+    norms = [node for node in graph.node if node.op_type == "InstanceNormalization"]
+    if norms and len(epsilons) != 1:
+        raise ValueError(f"group norms with the epsilons {sorted(epsilons)} have no ONNX export, one for all has")
+    for node in norms:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                (attribute.f,) = epsilons
 
 
 def _suppression(one: Join, name: str, boxes: str, scores: str, kept: str) -> Iterator[Any]:

@@ -259,14 +259,15 @@ def _suppressed(
     labels: list[int] = []
     values: list[float] = []
     rows: list[int] = []
+    candidates, most = (int(nms[name]) if nms[name] >= 0 else None for name in ("nms_top_k", "keep_top_k"))
     for label in range(scores.shape[1]):
         chosen = np.flatnonzero(scores[:, label] > nms["score_threshold"])
-        chosen = chosen[np.argsort(-scores[chosen, label], kind="stable")][: int(nms["nms_top_k"])]
+        chosen = chosen[np.argsort(-scores[chosen, label], kind="stable")][:candidates]
         kept = chosen[suppress(boxes[chosen], nms["nms_threshold"])]
         labels.extend([label] * len(kept))
         values.extend(scores[kept, label])
         rows.extend(kept)
-    best = np.argsort(-np.array(values, np.float32), kind="stable")[: int(nms["keep_top_k"])]
+    best = np.argsort(-np.array(values, np.float32), kind="stable")[:most]
     order = [index for index in best.tolist() if values[index] >= options.score_threshold]
     chosen_boxes = boxes[[rows[index] for index in order]].reshape(-1, 4)
     return Detections(

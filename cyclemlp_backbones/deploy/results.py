@@ -7,13 +7,14 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cyclemlp_backbones.deploy.drawing import Colour, fitted, mark, paint, with_legend
+from cyclemlp_backbones.deploy.drawing import Colour, Object, fitted, paint, with_legend, with_objects
 from cyclemlp_backbones.deploy.images import ImageFile
 from cyclemlp_backbones.deploy.manifest import Manifest
 from cyclemlp_backbones.deploy.video import Video
@@ -86,16 +87,10 @@ class Describer:
             return with_legend(fitted(image), lines)
         if self.manifest.task == "seg":
             return with_legend(paint(image, result, self.colours, self._plain), self._legend(np.unique(result)))
-        picture = fitted(image)
-        factors = (picture.width / image.width, picture.height / image.height) * 2
-        drawn = np.flatnonzero(result.scores >= self.draw_threshold)
-        for index in drawn[np.argsort(result.scores[drawn], kind="stable")].tolist():  # the best on top
-            label = int(result.labels[index])
-            mask = None if result.masks is None else decode_mask(result.masks[index])
-            box = [float(value) * factor for value, factor in zip(result.boxes[index], factors)]
-            mark(picture, box, f"{self.name(label)} {result.scores[index]:.2f}", self.colours[label], mask)
-        heading = f"threshold {self.draw_threshold:.2f}: {len(drawn)} of {len(result.scores)} objects"
-        return with_legend(picture, [(heading, None), *self._legend(np.unique(result.labels[drawn]))])
+        masks = [None] * len(result.scores) if result.masks is None else [partial(decode_mask, m) for m in result.masks]
+        objects = map(Object, result.labels.tolist(), result.scores.tolist(), result.boxes, masks)
+        legend = range(len(self.manifest.classes)) if self.all_classes else None
+        return with_objects(image, objects, self.manifest.classes, self.colours, self.draw_threshold, legend)
 
     def mask(self, labels: np.ndarray) -> Image.Image:
         """Class numbers as a picture that shows the classes' colours."""

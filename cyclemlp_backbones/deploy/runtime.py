@@ -78,8 +78,8 @@ class DeployedModel:
 
 def _small(manifest: Manifest) -> dict[str, np.ndarray]:
     """The inputs for one small image of noise, whose sizes are odd where the model takes such."""
-    pad = manifest.preprocessing.pad_to
-    height, width = (-(-side // pad) * pad for side in (33, 77))
+    pad, least = manifest.preprocessing.pad_to, manifest.preprocessing.least
+    height, width = (-(-max(side, least) // pad) * pad for side in (33, 77))
     image = np.random.RandomState(0).standard_normal((1, 3, height, width)).astype(np.float32)
     return {
         "image": image,

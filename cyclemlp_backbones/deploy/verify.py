@@ -24,9 +24,10 @@ _VALUES, _ROWS = 16, 8  # that are kept of an output; of a detector's boxes, the
 
 def cases(manifest: Manifest) -> Iterator[Case]:
     """What is tried."""
-    pad = manifest.preprocessing.pad_to
+    pad, least = manifest.preprocessing.pad_to, manifest.preprocessing.least
     for batch, size in itertools.product(_BATCHES, _SIZES):
-        yield batch, -(-size[0] // pad) * pad, -(-size[1] // pad) * pad
+        height, width = (-(-max(side, least) // pad) * pad for side in size)
+        yield batch, height, width
 
 
 def feeds(batch: int, height: int, width: int) -> dict[str, np.ndarray]:

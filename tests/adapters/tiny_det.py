@@ -125,6 +125,10 @@ def write_config(folder: Path, detector: str, **changes: Any) -> Path:
     }
     if detector == "retinanet":
         config["RetinaHead"] = {"conv_feat": {"feat_in": 32, "feat_out": 32, "num_convs": 1}}
+    elif detector == "gfl":
+        config["GFLHead"] = {"conv_feat": {"feat_in": 32, "feat_out": 32, "num_convs": 1}, "feat_in_chan": 32}
+    elif detector == "fcos":  # whose last layers take 256 channels
+        config["FCOSHead"] = {"fcos_feat": {"feat_in": 32, "num_convs": 1}}
     else:
         config["RPNHead"] = {"train_proposal": {"post_nms_top_n": 100}, "test_proposal": {"post_nms_top_n": 50}}
         config["BBoxAssigner"] = {"batch_size_per_im": 32}

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from cyclemlp_backbones.deploy.predict import suppress
+from cyclemlp_backbones.deploy.images import Prepared
+from cyclemlp_backbones.deploy.manifest import read_manifest
+from cyclemlp_backbones.deploy.predict import Options, _suppressed, suppress
 from cyclemlp_backbones.deploy.quantize import quantize
 from tests.adapters.tiny_det import NUM_CLASSES, cyclemlp, in_process, write_config, write_data
 from tests.deploy.conftest import FORMATS
@@ -18,7 +20,16 @@ pytestmark = pytest.mark.slow
 
 CHANGES = {
     "RetinaHead": {"nms": {"score_threshold": 0.05}, "prior_prob": 0.1},
+    "GFLHead": {"prior_prob": 0.1},
+    "FCOSHead": {"prior_prob": 0.2},
     "BBoxPostProcess": {"nms": {"score_threshold": 0.05}},
+}
+
+
+KINDS = {
+    "paddle": ["--format", "paddle"],
+    "onnx": ["--format", "onnx"],
+    "onnx-nms": ["--format", "onnx", "--nms"],
 }
 
 
@@ -33,7 +44,7 @@ def save_random(config, weights):
     paddle.seed(1)
     model = create(read_config(str(config), []).architecture)
     for name, parameter in model.named_parameters():
-        if name.endswith(("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight")):
+        if name.endswith(("bbox_score.weight", "bbox_delta.weight", "retina_cls.weight", "head_cls.weight")):
             parameter.set_value(parameter * 3)
     paddle.save(model.state_dict(), str(weights))
 
@@ -52,8 +63,11 @@ def predict(folder, detector, kind):
     out = folder / detector / kind
     if out.exists():
         return json.loads((folder / detector / f"results-{kind}" / "detections.json").read_text())
-    flags = ["--task", "det", "--config", config, "--format", kind]
+    flags = ["--task", "det", "--config", config, *KINDS[kind]]
     status, output = cyclemlp("export", weights, out, *flags, cwd=folder)
+    assert status == 0, output
+    (folder / detector / "exported.txt").write_text(output)
+    status, output = cyclemlp("verify", out, cwd=folder)
     assert status == 0, output
     annotations = folder / "annotations" / "instances_val.json"
     results = folder / detector / f"results-{kind}"
@@ -69,9 +83,13 @@ def predict(folder, detector, kind):
     return json.loads((results / "detections.json").read_text())
 
 
-def test_retinanet_finds_the_same_in_every_format(folder):
-    found = {kind: predict(folder, "retinanet", kind) for kind in FORMATS}
-    for kind in FORMATS[1:]:
+@pytest.mark.parametrize(
+    ("detector", "kinds"), [("retinanet", ["onnx", "onnx-nms"]), ("gfl", ["onnx"]), ("fcos", ["onnx"])]
+)
+def test_a_one_stage_detector_finds_the_same_in_every_format(folder, detector, kinds):
+    kinds = [kind for kind in kinds if "onnx" in FORMATS]
+    found = {kind: predict(folder, detector, kind) for kind in ("paddle", *kinds)}
+    for kind in kinds:
         assert len(found[kind]) == len(found["paddle"]) > 3
         for some, others in zip(found[kind], found["paddle"]):
             assert some["image_id"] == others["image_id"]
@@ -103,7 +121,7 @@ SHAPES = [(1, 64, 64), (3, 96, 64), (1, 64, 128), (3, 32, 64), (1, 32, 32)]
 
 
 def compare(config, weights, folder):
-    """The exported R-CNN beside the network at five sizes: of each output, whether its rows, best first, are equal."""
+    """The exported detector beside the network at five sizes: of each output its rows, the best first."""
     from cyclemlp_backbones.adapters.paddledet.export import det_export
     from cyclemlp_backbones.deploy.export import export
     from cyclemlp_backbones.deploy.runtime import DeployedModel
@@ -114,7 +132,7 @@ def compare(config, weights, folder):
             yield [array[np.argsort(-rows[0][:, 1], kind="stable")] for array in rows]
 
     for kind in FORMATS:
-        model = det_export(str(weights), str(config), format=kind)
+        model = det_export(str(weights), str(config), format=kind, nms=True)
         export(model, folder / kind, format=kind)
         deployed = DeployedModel(folder / kind)
         for batch, height, width in SHAPES:
@@ -135,8 +153,8 @@ def compare(config, weights, folder):
     return FORMATS
 
 
-@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"])
-def test_an_rcnn_equals_dygraph_in_every_format_at_any_size_and_batch(folder, tmp_path, detector):
+@pytest.mark.parametrize("detector", ["retinanet", "gfl", "fcos", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn"])
+def test_a_detector_with_suppression_equals_dygraph_in_every_format_at_any_size_and_batch(folder, tmp_path, detector):
     config, weights = write_config(folder, detector, **CHANGES), tmp_path / "model.pdparams"
     in_process(save_random, config, weights)
     assert in_process(compare, config, weights, tmp_path) == FORMATS
@@ -182,3 +200,25 @@ def test_suppression_keeps_the_best_of_overlapping_boxes():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10], [0, 0, 10, 4]], np.float64)
     assert suppress(boxes, 0.5) == [0, 2, 3]
     assert suppress(boxes, 0.9) == [0, 1, 2, 3]
+
+
+def test_all_candidates_and_all_objects_are_kept_where_minus_one_says_so():
+    prepared = Prepared(np.zeros((3, 64, 64)), (64, 64), (64, 64), (1.0, 1.0))
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
+    nms = {"score_threshold": 0.1, "nms_threshold": 0.5, "nms_top_k": -1, "keep_top_k": -1}
+    scores = np.array([[0.5], [0.7], [0.6]], np.float32)
+    found = [
+        _suppressed(prepared, boxes, scores, {**nms, **some}, Options()).scores for some in ({}, {"keep_top_k": 2})
+    ]
+    assert [scores.tolist() for scores in found] == [pytest.approx([0.7, 0.6, 0.5]), pytest.approx([0.7, 0.6])]
+
+
+def test_annotations_that_are_missing_are_named_since_classes_get_numbers(folder, tmp_path):
+    predict(folder, "retinanet", "paddle")
+    config = write_config(tmp_path, "retinanet", **CHANGES)
+    flags = ["--task", "det", "--config", config, "--no-verify"]
+    status, output = cyclemlp("export", folder / "retinanet.pdparams", tmp_path / "out", *flags, cwd=tmp_path)
+    assert status == 0, output
+    assert f"{tmp_path}/annotations/instances_val.json: classes and category ids are numbers from 0" in output
+    assert read_manifest(tmp_path / "out").category_ids == tuple(range(NUM_CLASSES))
+    assert "are numbers from 0" not in (folder / "retinanet" / "exported.txt").read_text()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cyclemlp_backbones import digits
 from cyclemlp_backbones.deploy import drawing
-from cyclemlp_backbones.deploy.drawing import lettering, mark, paint, with_legend
+from cyclemlp_backbones.deploy.drawing import Object, label, lettering, outline, paint, with_legend, with_objects
 from cyclemlp_backbones.deploy.images import ImageFile, Prepared
 from cyclemlp_backbones.deploy.manifest import Manifest, Preprocessing
 from cyclemlp_backbones.deploy.predict import _labels
@@ -65,9 +65,31 @@ def test_logits_are_enlarged_as_paddle_does_and_not_their_classes():
 @pytest.mark.parametrize("box", [(0, 0, 50, 40), (560, 0, 600, 30), (560, 380, 600, 400), (300, 200, 340, 230)])
 def test_a_label_lies_within_the_picture_and_is_seen_on_a_dark_one(box):
     picture = Image.new("RGB", (600, 400))
-    mark(picture, box, "a name of some length 0.50", RED)
+    outline(picture, box, RED)
+    label(picture, box, "a name of some length 0.50", RED, [])
     assert share_of(picture, RED) * 600 * 400 > 140 * 15  # the label, whole
     assert share_of(picture, (255, 255, 255)) * 600 * 400 > 2 * (box[2] - box[0])  # the line around the coloured one
+
+
+@pytest.mark.parametrize("top", [0, 150, 340])
+def test_names_of_objects_that_overlap_do_not_cover_each_other(top):
+    picture, taken = Image.new("RGB", (600, 400)), []
+    for number in range(4):
+        label(picture, (200 + number, top + number, 500, top + 60), f"name {number} 0.50", RED, taken)
+    assert len(taken) == 4
+    for index, (x1, y1, x2, y2) in enumerate(taken):
+        assert 0 <= x1 < x2 <= 600
+        assert 0 <= y1 < y2 <= 400
+        assert all(x2 <= left or right <= x1 or y2 <= up or low <= y1 for left, up, right, low in taken[:index])
+
+
+def test_a_mask_covers_no_name():
+    """The best object's mask lies over the place of the other's name."""
+    green, mask = (0, 255, 0), np.zeros((400, 600), np.uint8)
+    mask[50:350, 100:500] = 1
+    objects = [Object(0, 0.9, (100, 50, 500, 350), lambda: mask), Object(1, 0.8, (200, 200, 300, 300))]
+    picture = with_objects(Image.new("RGB", (600, 400)), objects, ("a", "b"), (RED, green), 0.5, legend=())
+    assert share_of(picture.crop((202, 185, 228, 197)), green) > 0.5
 
 
 def test_every_class_colour_has_letters_in_contrast():

@@ -182,6 +182,43 @@ def test_shipped_configuration_takes_two_steps(tmp_path, name, root):
     assert all(map(math.isfinite, losses))
 
 
+def _save_random(root: str, config: str, weights: str) -> None:
+    import sys
+
+    sys.path.insert(0, root)
+    import paddle
+
+    from cyclemlp_backbones.adapters.paddledet import register_paddledet
+    from cyclemlp_backbones.adapters.paddledet.launch import read_config
+
+    register_paddledet(repair=True)
+    from ppdet.core.workspace import create
+
+    paddle.save(create(read_config(config, []).architecture).state_dict(), weights)
+
+
+@pytest.mark.parametrize("root", DETECTION, ids=lambda root: root.name)
+@pytest.mark.parametrize("name", ["dino_cyclemlp_b1_4scale_1x_coco", "rtdetr_cyclemlp_b1_3x_coco"])
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_transformers_are_exported_and_equal_to_dygraph(tmp_path, name, root, format):
+    """`cyclemlp export` itself compares, at three sizes and two batches."""
+    tiny_det.write_data(tmp_path / "data")
+    transformer = {"dino": "DINOTransformer", "rtdetr": "RTDETRTransformer"}[name.partition("_")[0]]
+    config = tiny_det.write_shipped(
+        tmp_path / "data", name, CycleMLP={"arch": "b0", "pretrained": None}, **{transformer: {"num_queries": 50}}
+    )
+    weights, path = tmp_path / "model.pdparams", {"PYTHONPATH": f"{root}{os.pathsep}{REPOSITORY}"}
+    script = f"from {__name__} import _save_random; _save_random({str(root)!r}, {str(config)!r}, {str(weights)!r})"
+    done = python("-c", script, cwd=REPOSITORY, CYCLEMLP_TOOLKITS=os.environ["CYCLEMLP_TOOLKITS"], **path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    flags = ("--task", "det", "--config", config, "--format", format)
+    done = cyclemlp("export", weights, tmp_path / "out", *flags, cwd=tmp_path, **path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "equal to the network in 6 runs" in done.stdout
+    done = cyclemlp("predict", tmp_path / "out", tmp_path / "data" / "val", "--out", "found", cwd=tmp_path, **path)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
 # What these checkouts meet without a repair: the model, the step, and the error.
 DEFECTS = {
     ("PaddleSeg-v2.9.1", "checkpoint_without_evaluation"): ("semantic_fpn", "train", "UnboundLocalError"),

@@ -7,7 +7,6 @@ and what ONNX does better is left open: `deploy/joins.py` puts it in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,59 +15,27 @@ from paddle import Tensor, nn
 from paddle.vision.ops import roi_align
 
 from cyclemlp_backbones.adapters.paddledet.static import image_of
-from cyclemlp_backbones.deploy.joins import ALIGN, Join
+from cyclemlp_backbones.adapters.paddledet.suppression import OpenDetector, decode, top_k
+from cyclemlp_backbones.deploy.joins import ALIGN
 
-_LARGEST = math.log(1000 / 16)
-"""PaddleDetection's bound of a size's logarithm."""
 _NONE, _SOME = -1e30, -1e29
 """A score that stands for no box, and the least of one that is there."""
 
 
-class OpenRCNN(nn.Layer):
-    """An R-CNN as a function of its inputs, like `detector`; given what suppression keeps, one that asks for it.
-
-    Then the outputs are followed by what `joins` need, in their order: of a suppression boxes [B, R, 4] and scores
-    [B, C, R], of a RoiAlign the image of each of its boxes. `kept` are 1 where a score was kept, float32 [B, C, R].
-    """
+class OpenRCNN(OpenDetector):
+    """An R-CNN, whose proposals and detections are suppressed."""
 
     def __init__(self, detector: nn.Layer):
-        super().__init__()
-        self.detector = detector
-        self.joins: list[Join] = []
-        self._asked: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        super().__init__(detector)
         self._there: Any = None
         model: Any = detector.model
         self._proposals, self._nms = model.rpn_head.test_proposal, model.bbox_post_process.nms
-        if self._nms.nms_top_k >= 0:
-            raise ValueError(f"nms_top_k is {self._nms.nms_top_k}; an R-CNN's ONNX export takes -1, all candidates")
         model.rpn_head._gen_proposal = self._either(model.rpn_head._gen_proposal, self._propose)
-        model.bbox_post_process.nms = self._either(self._nms, self._best)
+        model.bbox_post_process.nms = self._either(self._nms, self._detections)
         for head in (model.bbox_head, getattr(model, "mask_head", None)):
             if head is not None:
                 extractor = head.roi_extractor
                 extractor.forward = self._either(extractor.forward, self._align(extractor))
-
-    def _either(self, original: Callable, open_form: Callable) -> Callable:
-        def chosen(*arguments: Any, **named: Any) -> Any:
-            return (open_form if self._kept else original)(*arguments, **named)
-
-        return paddle.jit.not_to_static(chosen)
-
-    def forward(
-        self, image: Tensor, im_shape: Tensor, scale_factor: Tensor, proposals: Any = None, detections: Any = None
-    ) -> list[Tensor]:
-        if proposals is None:
-            return self.detector(image, im_shape, scale_factor)
-        self.joins, self._asked, self._kept = [], [], [proposals, detections]
-        outputs = self.detector(image, im_shape, scale_factor)
-        self._kept = []
-        return [*outputs, *self._asked]
-
-    def _suppressed(self, boxes: Tensor, scores: Tensor, threshold: float, least: float, most: int) -> Tensor:
-        self._asked += [boxes, scores]
-        self.joins.append(Join(threshold, least, most))
-        return self._kept[sum(join is not ALIGN for join in self.joins) - 1]
 
     def _propose(
         self,
@@ -82,7 +49,7 @@ class OpenRCNN(nn.Layer):
         limits = paddle.concat([im_shape[:, 1:2], im_shape[:, 0:1]] * 2, axis=1).unsqueeze(1)
         level_boxes, level_scores = [], []
         for score, delta, anchor in zip(scores, deltas, anchors):
-            score, best = _topk(score.transpose([0, 2, 3, 1]).reshape([0, -1]), settings.pre_nms_top_n)
+            score, best = top_k(score.transpose([0, 2, 3, 1]).reshape([0, -1]), settings.pre_nms_top_n)
             delta = delta.transpose([0, 2, 3, 1]).reshape([0, -1, 4])
             # ONNX gathers from as many images as it chooses for.
             anchor = anchor.reshape([1, -1, 4]) + paddle.zeros_like(delta)
@@ -100,7 +67,7 @@ class OpenRCNN(nn.Layer):
         kept = self._suppressed(
             boxes, paddle.stack(alone, axis=1), settings.nms_thresh, _SOME, settings.post_nms_top_n
         ).sum(axis=1)
-        best, index = _topk(
+        best, index = top_k(
             paddle.where(kept > 0, together, paddle.full_like(together, _NONE)), settings.post_nms_top_n
         )
         self._there = (best > _SOME).astype("float32")
@@ -138,34 +105,11 @@ class OpenRCNN(nn.Layer):
 
         return forward
 
-    def _best(self, boxes_and_counts: tuple[Tensor, Tensor], scores: Tensor, _: int) -> tuple[Tensor, Tensor, None]:
-        """`MultiClassNMS`: rows [label, score, x1, y1, x2, y2] of all images, and how many each has."""
-        images, rois = paddle.shape(self._there)[0], paddle.shape(self._there)[1]
-        classes, nms = scores.shape[1], self._nms
-        boxes = boxes_and_counts[0].reshape([images, rois, classes, 4]).transpose([0, 2, 1, 3]).reshape([-1, rois, 4])
+    def _detections(
+        self, boxes_and_counts: tuple[Tensor, Tensor], scores: Tensor, _: int
+    ) -> tuple[Tensor, Tensor, None]:
+        """`MultiClassNMS` of boxes [N * K, classes, 4] and scores [N * K, classes]."""
+        (images, rois), classes = paddle.shape(self._there), scores.shape[1]
+        boxes = boxes_and_counts[0].reshape([images, rois, classes, 4]).transpose([0, 2, 1, 3])
         scores = scores.reshape([images, rois, classes]) * self._there.unsqueeze(2)
-        scores = scores.transpose([0, 2, 1]).reshape([-1, 1, rois])
-        kept = self._suppressed(boxes, scores, nms.nms_threshold, nms.score_threshold, 2**31 - 1)
-        best, index = _topk((scores * kept).reshape([images, -1]), nms.keep_top_k)
-        chosen = (best > nms.score_threshold).astype("int32")
-        place = paddle.nonzero(chosen.flatten()).flatten()
-        label = paddle.floor_divide(index, rois.astype("int64") + paddle.zeros_like(index))
-        first = paddle.arange(0, images, dtype="int64").unsqueeze(1) * (rois * classes).astype("int64")
-        rows = paddle.gather(boxes.reshape([-1, 4]), paddle.gather((index + first).flatten(), place))
-        columns = (paddle.gather(x.astype("float32").flatten(), place).unsqueeze(1) for x in (label, best))
-        return paddle.concat([*columns, rows], axis=1), chosen.sum(axis=1).astype("int32"), None
-
-
-def _topk(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The best `most` of each row, or all where there are fewer, and where they stand."""
-    count = paddle.minimum(paddle.shape(scores)[1:2].astype("int64"), paddle.full([1], most, "int64"))
-    return paddle.topk(scores, count, axis=1)
-
-
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes [N, R, 4] from `deltas` [N, R, 4] (of centre, log of size) and `anchors` [N, R, 4] (corners)."""
-    sizes = anchors[:, :, 2:4] - anchors[:, :, 0:2]
-    centres = anchors[:, :, 0:2] + 0.5 * sizes
-    centres = deltas[:, :, 0:2] * sizes + centres
-    sizes = paddle.exp(paddle.clip(deltas[:, :, 2:4], max=_LARGEST)) * sizes
-    return paddle.concat([centres - 0.5 * sizes, centres + 0.5 * sizes], axis=2)
+        return self._best(boxes, scores.transpose([0, 2, 1]), self._nms)

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import logging
 import os
@@ -31,8 +32,9 @@ import ppdet.modeling.post_process
 import ppdet.modeling.proposal_generator.rpn_head  # noqa: F401  these modules are looked up by name
 import pycocotools.mask as mask_util
 from paddle import Tensor, nn
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from ppdet.data.source.coco import COCODataSet
+from ppdet.engine import trainer
 from ppdet.engine.trainer import Trainer
 from ppdet.modeling import layers, ops
 from ppdet.modeling.assigners import atss_assigner
@@ -51,7 +53,9 @@ from cyclemlp_backbones.adapters.paddledet import LAYER_DECAY, static
 from cyclemlp_backbones.adapters.repairs import Repairs, fails, scalars_do_not_concatenate
 from cyclemlp_backbones.coco import check_annotations
 from cyclemlp_backbones.cyclenet import CycleNet
+from cyclemlp_backbones.deploy.drawing import Object, with_objects
 from cyclemlp_backbones.layer_decay import apply_layer_decay
+from cyclemlp_backbones.pictures import class_palette
 
 _NOT_MENDED = "not mended upstream (develop of October 2024)"
 REPAIRS = Repairs("ppdet", "CYCLEMLP_PADDLEDET_REPAIRS_OFF")
@@ -169,6 +173,49 @@ def _repair_font() -> None:
         return io.BytesIO(ImageFont.load_default(18).font_bytes), True
 
     visualizer.get_path = installed
+
+
+@REPAIRS.row(
+    "pictures",
+    until=_NOT_MENDED,
+    needed=lambda: "np.random.randint(len(color_list))" in inspect.getsource(visualizer.draw_bbox),
+)
+def _repair_pictures() -> None:
+    """`infer` draws a class in another colour in each picture, and names that reach beyond it or cover each other.
+
+    Boxes and masks are drawn as `cyclemlp predict` does; what else there is (keypoints, rotated boxes) stays as it was.
+    """
+    original = visualizer.visualize_results
+
+    @functools.wraps(original)
+    def visualize_results(
+        image: Image.Image,
+        bbox_res: Sequence[Mapping[str, Any]] | None,
+        mask_res: Sequence[Mapping[str, Any]] | None,
+        segm_res: Any,
+        keypoint_res: Any,
+        pose3d_res: Any,
+        im_id: int,
+        catid2name: Mapping[int, str],
+        threshold: float = 0.5,
+    ) -> Image.Image:
+        found = [result for result in bbox_res or () if result["image_id"] == im_id]
+        others = segm_res is not None or keypoint_res is not None or pose3d_res is not None
+        if bbox_res is None or others or any(len(result["bbox"]) != 4 for result in found):
+            return original(image, bbox_res, mask_res, segm_res, keypoint_res, pose3d_res, im_id, catid2name, threshold)
+        codes = [result["segmentation"] for result in mask_res or () if result["image_id"] == im_id]
+        number = {category: label for label, category in enumerate(catid2name)}
+        objects = []
+        for result, code in itertools.zip_longest(found, codes):
+            x, y, width, height = result["bbox"]
+            mask = None if code is None else functools.partial(mask_util.decode, code)
+            box = (x, y, x + width, y + height)
+            objects.append(Object(number[result["category_id"]], result["score"], box, mask))
+        names = [str(name) for name in catid2name.values()]
+        return with_objects(image, objects, names, class_palette(len(names) + 1)[1:], threshold)
+
+    for module in (visualizer, trainer):
+        module.visualize_results = visualize_results
 
 
 def _static_layers_have_no_program() -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 import pytest
 
+from cyclemlp_backbones.pictures import class_palette
 from tests.adapters.tiny_det import SIZE, cyclemlp, in_process, write_config, write_data
 
 pytestmark = pytest.mark.slow
@@ -152,7 +153,8 @@ def test_a_later_release_exports_what_paddle_writes_and_draws_without_a_network(
 @pytest.mark.parametrize("name", DEFECTS)
 def test_without_the_repair_the_step_meets_the_defect(folder, name):
     detector, action, error = DEFECTS[name]
-    status, output = run(folder, detector, action, CYCLEMLP_PADDLEDET_REPAIRS_OFF=name)
+    off = "text_size,pictures" if name == "text_size" else name  # our drawing of boxes asks for no textsize
+    status, output = run(folder, detector, action, CYCLEMLP_PADDLEDET_REPAIRS_OFF=off)
     exports_nevertheless = PADDLE_2 and name == "static_predictions"  # there, a batch shows the defect: below
     if expected_status(name) == "not needed" or exports_nevertheless:
         assert status == 0, output
@@ -168,6 +170,31 @@ def test_without_the_repair_the_step_meets_the_defect(folder, name):
 def test_with_all_repairs_the_step_works(folder, detector, action):
     status, output = run(folder, detector, action)
     assert status == 0, output
+
+
+def labels_colours(off):
+    """Of ten pictures with one object, of the second class, at the upper edge: the colour in which its box is drawn."""
+    os.environ["CYCLEMLP_PADDLEDET_REPAIRS_OFF"] = off
+    from PIL import Image
+    from ppdet.utils import visualizer
+
+    from cyclemlp_backbones.adapters.paddledet.repairs import REPAIRS
+
+    REPAIRS.apply()
+    found = [
+        {"image_id": 7, "category_id": 12, "bbox": [150, 2, 200, 150], "score": 0.9},
+        {"image_id": 8, "category_id": 5, "bbox": [0, 0, 300, 290], "score": 0.9},
+    ]
+    pictures = [
+        visualizer.visualize_results(Image.new("RGB", (400, 300)), found, None, None, None, None, 7, {5: "a", 12: "b"})
+        for _ in range(10)
+    ]
+    return [tuple(picture.getpixel((250, 152))) for picture in pictures]
+
+
+def test_infer_draws_a_class_in_the_colour_that_every_command_draws_it_in():
+    assert set(in_process(labels_colours, "")) == {class_palette(3)[2]}
+    assert len(set(in_process(labels_colours, "pictures"))) > 1
 
 
 def test_without_the_repair_training_takes_a_box_outside_its_image(tmp_path):
