@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cyclemlp_backbones.checks import visible
+from cyclemlp_backbones.checks import check_integer, visible
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS, check_folder
+from cyclemlp_backbones.variants import MIN_SIZE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -117,8 +118,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--format paddlex takes the tasks seg and det, a new folder, and no --force")
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint {args.checkpoint}")
-    if args.size < 32:
-        raise ValueError(f"--size is {args.size}; it takes 32 and more")
+    check_integer("--size", args.size, MIN_SIZE)
     if args.quantize and args.format != "onnx":
         raise ValueError("--quantize takes --format onnx")
     if (args.quantize == "static") != (args.calibration is not None):

@@ -26,8 +26,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     name = variant_name(arguments.variant)
     height, width = parse_size(arguments.size)
-    if arguments.num_classes < 1:
-        raise ValueError(f"--num-classes {arguments.num_classes}; it takes at least 1")
+    check_integer("--num-classes", arguments.num_classes, 1)
     variant = VARIANTS[name]
     needed = memory(variant, height, width, check_integer("--batch", arguments.batch, 1)) if arguments.memory else {}
     head = (variant.embed_dims[-1] + 1) * (arguments.num_classes - 1000)

@@ -9,6 +9,7 @@ import numpy as np
 
 from cyclemlp_backbones import files
 from cyclemlp_backbones.checks import existing_file, visible
+from cyclemlp_backbones.cli import example
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.variants import VARIANTS
 
@@ -16,9 +17,14 @@ from cyclemlp_backbones.variants import VARIANTS
 def main(argv: list[str]) -> int:
     parser = command_parser("weights", __doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | get | check")
-    actions.add_parser("list", help="the published files, and which of them are here")
-    get = actions.add_parser("get", help="fetch a published file; prints its path and sha256")
-    check = actions.add_parser("check", help="compare a file with the network, name by name, and run an image")
+    _, get, check = (
+        actions.add_parser(name, help=text, epilog=example(f"weights {name}"), allow_abbrev=False)
+        for name, text in (
+            ("list", "the published files, and which of them are here"),
+            ("get", "fetch a published file; prints its path and sha256"),
+            ("check", "compare a file with the network, name by name, and run an image"),
+        )
+    )
     for action in (get, check):
         action.add_argument("source", metavar="SOURCE", help="b1 to b5 (the published file), a URL or a path")
     check.add_argument("--layout", choices=("paddle", "torch"), help="of Linear weights, where the file cannot tell")
