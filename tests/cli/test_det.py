@@ -58,7 +58,7 @@ def test_train_leaves_checkpoints_best_model_and_log(trained):
     kinds = ("pdparams", "pdopt", "pdema")
     assert saved == {f"{name}.{kind}" for name in ("0", "model_final", "best_model") for kind in kinds}
     assert list((config.parent / "vdl").iterdir())
-    assert re.search(r"Epoch: \[1\] \[1/2\] learning_rate: 0\.001000 loss_mask: \d\.\d+ .* eta: 0:00:00", output)
+    assert re.search(r"Epoch: \[1\] \[1/2\] learning_rate: 0\.001000 loss_mask: \d\.\d+ .* eta: \d:\d\d:\d\d", output)
     if not paddle.is_compiled_with_cuda():
         assert "this Paddle has no CUDA: running on the CPU" in output
         assert "--amp has no effect on a CPU" in output
