@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cyclemlp_backbones.variants import VARIANTS
 def main(argv: list[str]) -> int:
     parser = command_parser("weights", __doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | get | check")
-    _, get, check = (
+    shown, get, check = (
         actions.add_parser(name, help=text, epilog=example(f"weights {name}"), allow_abbrev=False)
         for name, text in (
             ("list", "the published files, and which of them are here"),
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
             ("check", "compare a file with the network, name by name, and run an image"),
         )
     )
+    shown.add_argument("--json", action="store_true", help="the same for programs")
     for action in (get, check):
         action.add_argument("source", metavar="SOURCE", help="b1 to b5 (the published file), a URL or a path")
     check.add_argument("--layout", choices=("paddle", "torch"), help="of Linear weights, where the file cannot tell")
@@ -37,9 +39,12 @@ def main(argv: list[str]) -> int:
     from cyclemlp_backbones.weights.loading import PUBLISHED, locate_weights
 
     if arguments.action == "list":
+        here = {name: str(path) for name, url in PUBLISHED.items() if (path := cached_path(url)).exists()}
+        if arguments.json:
+            print(json.dumps({name: {"url": url, "path": here.get(name)} for name, url in PUBLISHED.items()}, indent=1))
+            return 0
         for name, url in PUBLISHED.items():
-            here = cached_path(url)
-            print(f"{name}  {url}  {f'here: {here}' if here.exists() else 'not fetched'}")
+            print(f"{name}  {url}  {f'here: {here[name]}' if name in here else 'not fetched'}")
         return 0
     source = arguments.source
     path = locate_weights(*((True, source) if source in VARIANTS and not Path(source).exists() else (source, "")))
