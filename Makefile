@@ -105,9 +105,9 @@ demo-det: .venv/installed
 compare-backbones: .venv/installed
 	.venv/bin/python demo/compare.py --seconds $(BUDGET) --out output/compare
 
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
 
-# A process of one thread for each core: tests mostly start programs and wait for them, which one thread does.
+# A process of one thread for each core, up to 8: tests mostly start programs and wait for them, which one thread does.
 test: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
