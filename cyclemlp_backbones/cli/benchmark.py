@@ -1,4 +1,4 @@
-"""`cyclemlp benchmark`: how long one variant takes on this machine, beside another network, measured in turns."""
+"""`cyclemlp benchmark`: times one variant on this machine against another network, in turns."""
 
 from __future__ import annotations
 

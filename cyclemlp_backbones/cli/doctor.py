@@ -23,7 +23,7 @@ def _built() -> bool:
 
 def main(argv: list[str]) -> int:
     parser = command_parser("doctor", __doc__)
-    parser.add_argument("--json", action="store_true", help="the same for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     arguments = parser.parse_args(argv)
     versions = installed_versions(PACKAGES)
     if arguments.json:

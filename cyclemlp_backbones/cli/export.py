@@ -37,12 +37,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--class-names", metavar="FILE", help="text file with a class's name a line")
     parser.add_argument("--size", type=int, default=224, help="cls: side of the crop, default %(default)s")
-    parser.add_argument(
-        "--mean", nargs=3, type=float, default=[0.485, 0.456, 0.406], metavar=("R", "G", "B"), help="cls, features"
-    )
-    parser.add_argument(
-        "--std", nargs=3, type=float, default=[0.229, 0.224, 0.225], metavar=("R", "G", "B"), help="cls, features"
-    )
+    for name, text, values in (
+        ("--mean", "means", [0.485, 0.456, 0.406]),
+        ("--std", "standard deviations", [0.229, 0.224, 0.225]),
+    ):
+        told = f"cls, features: {text} of the channels, default ImageNet's"
+        parser.add_argument(name, nargs=3, type=float, default=values, metavar=("R", "G", "B"), help=told)
     parser.add_argument(
         "--layout", choices=("paddle", "torch"), help="cls, features: of Linear weights, where the file cannot tell"
     )

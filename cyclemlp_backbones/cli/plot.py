@@ -1,4 +1,4 @@
-"""`cyclemlp plot KIND …`: a PNG of what a layer reads, a network sees, a run learnt, predictions confuse."""
+"""`cyclemlp plot KIND …`: draws offsets, receptive fields, pyramids, training curves or a confusion matrix as a PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cyclemlp weights list | get | check`: what is published, a file of it, what a file holds."""
+"""`cyclemlp weights list | get | check`: the published weights, and what any weights file holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
             ("check", "compare a file with the network, name by name, and run an image"),
         )
     )
-    shown.add_argument("--json", action="store_true", help="the same for programs")
+    shown.add_argument("--json", action="store_true", help="print JSON, for programs")
     for action in (get, check):
         action.add_argument("source", metavar="SOURCE", help="b1 to b5 (the published file), a URL or a path")
     check.add_argument("--layout", choices=("paddle", "torch"), help="of Linear weights, where the file cannot tell")
