@@ -17,7 +17,7 @@ export MKL_DEBUG_CPU_TYPE ?= 5
 
 help:
 	@echo "make demo         train, evaluate and picture a segmentation network on real images (VARIANT=b1: the bigger one)"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests, in as many processes as there are cores (WORKERS=N)"
 	@echo "make demo-smoke   the demo in a minute or two"
 	@echo "make demo-det     train, evaluate and picture RetinaNet and Mask R-CNN on the same images (VARIANT=b1)"
 	@echo "make compare-backbones  CycleMLP-B1 and ResNet-50 from random weights: same data, same time (BUDGET=120 seconds for each)"
@@ -105,8 +105,11 @@ demo-det: .venv/installed
 compare-backbones: .venv/installed
 	.venv/bin/python demo/compare.py --seconds $(BUDGET) --out output/compare
 
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
+
+# A process of one thread for each core, up to 8: tests mostly start programs and wait for them, which one thread does.
 test: .venv/installed
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The wheel pins what the toolkits pin otherwise, hence --no-deps and an environment of its own.
 .venv-paddleclas/installed: pyproject.toml setup.py Makefile

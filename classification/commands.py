@@ -65,8 +65,9 @@ def main(argv: Sequence[str], *, prog: str = "classification") -> int:
     return 0
 
 
-def _parser(prog: str, description: str, flags: Flags) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, epilog=describe_settings())
+def _parser(prog: str, description: str, flags: Flags, example: str) -> argparse.ArgumentParser:
+    epilog = f"example: {prog} {example}\n\n{describe_settings()}"
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, epilog=epilog)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file, or the name of one that ships; without it, the recipe for B1"
@@ -91,7 +92,8 @@ def _join(config: Config) -> World:
 
 def train_config(argv: Sequence[str], prog: str = "classification train", does: str = "Trains a classifier.") -> Config:
     """The configuration that the arguments of `train` mean."""
-    return _config(_parser(prog, does, TRAIN).parse_args(argv), TRAIN)
+    example = "--config cyclemlp_b1.yml --train-data-dir IMAGENET/train --train-txt-path train.txt --resume auto"
+    return _config(_parser(prog, does, TRAIN, example).parse_args(argv), TRAIN)
 
 
 def train(argv: Sequence[str], prog: str) -> None:
@@ -112,7 +114,8 @@ def _evaluation_config(arguments: argparse.Namespace, flags: Flags = EVAL) -> Co
 
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
-    parser = _parser(prog, "Top-1 and top-5 accuracy of a weights file.", EVAL)
+    example = "--config cyclemlp_b1.yml --weights published --val-data-dir IMAGENET/val --val-txt-path val.txt"
+    parser = _parser(prog, "Top-1 and top-5 accuracy of a weights file.", EVAL, example)
     parser.add_argument(
         "--store", metavar="CARD", help="also write ImageNet's result, and how it came, into docs/models/*.yml"
     )
@@ -129,7 +132,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
 
 def predict(argv: Sequence[str], prog: str) -> None:
-    parser = _parser(prog, "The likeliest classes of the images of a list, or of a folder.", PREDICT)
+    example = "--config cyclemlp_b1.yml --weights output/cyclemlp_b1/best.pdparams --test-data-dir photos"
+    parser = _parser(prog, "The likeliest classes of the images of a list, or of a folder.", PREDICT, example)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (%(default)s)")
     parser.add_argument("--output", metavar="FILE", help="CSV file (standard output)")
     arguments = parser.parse_args(argv)
@@ -147,14 +151,16 @@ def predict(argv: Sequence[str], prog: str) -> None:
 def lists(argv: Sequence[str], prog: str) -> None:
     from .lists import add_arguments, write_lists
 
-    parser = argparse.ArgumentParser(prog=prog, description="Writes train.txt and val.txt.")
+    example = f"example: {prog} --classes map_to_1000.txt --train IMAGENET/train --val IMAGENET/val"
+    parser = argparse.ArgumentParser(prog=prog, description="Writes train.txt and val.txt.", epilog=example)
     add_arguments(parser)
     for line in write_lists(parser.parse_args(argv)):
         sys.stdout.write(line + "\n")
 
 
 def benchmark(argv: Sequence[str], prog: str) -> None:
-    parser = _parser(prog, "Images per second of reading and of training, apart.", TRAIN)
+    example = "--config cyclemlp_b1.yml --batch-size 8 --steps 5"
+    parser = _parser(prog, "Images per second of reading and of training, apart.", TRAIN, example)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="measured steps (%(default)s)")
     arguments = parser.parse_args(argv)
     config = _config(arguments, TRAIN)

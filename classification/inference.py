@@ -21,7 +21,7 @@ from cyclemlp_backbones.files import sha256, write_atomically
 from .config import Config
 from .data import NO_LABEL, Samples, image_names, read_list, read_samples
 from .distributed import World
-from .metrics import Evaluation, check_broken, eval_batches, evaluate_samples
+from .metrics import Evaluation, check_broken, eval_batches, evaluate
 from .report import environment
 from .student import build_student, load_pretrained, weights_path
 
@@ -41,7 +41,7 @@ def _load(config: Config) -> CycleNet:
 def evaluate_weights(config: Config, world: World) -> Evaluation:
     """The accuracy of `model.pretrained` on `data.val_images`, by all processes together."""
     samples = read_samples(config, "val")
-    result = evaluate_samples(_load(config), samples, config, world)
+    result = evaluate(_load(config), eval_batches(samples, config, world), world)
     check_broken(samples, result, config)
     logger.info("top-1 %.3f %%, top-5 %.3f %% of %d images", result.top1, result.top5, result.images)
     return result

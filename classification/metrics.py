@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import paddle
@@ -74,11 +73,6 @@ def evaluate(
     broken = sorted(index for share in world.gather(broken) for index in share)
     count = max(1, int(images_seen))
     return Evaluation(100 * top1 / count, 100 * top5 / count, loss / count, int(images_seen), tuple(broken))
-
-
-def evaluate_samples(model: nn.Layer, samples: Samples, config: Config, world: World, **options: Any) -> Evaluation:
-    """`evaluate` on a list; `options` are those of `evaluate`."""
-    return evaluate(model, eval_batches(samples, config, world), world, **options)
 
 
 def eval_batches(samples: Samples, config: Config, world: World) -> paddle.io.DataLoader:

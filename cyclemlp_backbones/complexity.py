@@ -25,15 +25,12 @@ def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def multiply_adds(
-    variant: Variant, height: int = 224, width: int = 224, *, in_channels: int = 3, num_classes: int | None = 1000
-) -> int:
-    """Multiply-adds of one image: convolutions and matrix products, without norms and activations, as usual.
+def multiply_adds(variant: Variant, height: int = 224, width: int = 224, *, num_classes: int | None = 1000) -> int:
+    """Multiply-adds of one RGB image: convolutions and matrix products, without norms and activations, as usual.
 
     `num_classes` is None for a pyramid, which has no classifier head.
     """
-    total = 0
-    previous = in_channels
+    total, previous = 0, 3
     for stage, (h, w) in enumerate(stage_sizes(height, width)):
         channels = variant.embed_dims[stage]
         kernel = 7 if stage == 0 else 2 if variant.swin_like else 3  # stem, or downsampling before the stage
@@ -46,8 +43,8 @@ def multiply_adds(
     return total + (previous * num_classes if num_classes else 0)
 
 
-def memory(variant: Variant, height: int, width: int, batch: int, *, in_channels: int = 3) -> dict[str, int]:
-    """Bytes, an estimate for float32: what a training step and an inference of `batch` images hold at their peak.
+def memory(variant: Variant, height: int, width: int, batch: int) -> dict[str, int]:
+    """Bytes, an estimate for float32: what a training step and an inference of `batch` RGB images hold at their peak.
 
     "state" is weights, gradients and AdamW's two moments; "activations" is what the plain form keeps for backward: of
     each block, per position and channel, inputs and outputs of norms, both shifted inputs, the branches (where they are
@@ -55,7 +52,7 @@ def memory(variant: Variant, height: int, width: int, batch: int, *, in_channels
     the weights and the largest MLP's features. Without heads, the moving average, Paddle's own, or a GPU's context.
     """
     positions = [batch * h * w for h, w in stage_sizes(height, width)]
-    kept, largest = batch * in_channels * height * width, 0
+    kept, largest = batch * 3 * height * width, 0
     for here, channels, ratio, depth in zip(positions, variant.embed_dims, variant.mlp_ratios, variant.depths):
         per_position = (8 if variant.swin_like else 11) + 2 * ratio
         kept += here * channels * (1 + depth * per_position)  # and the stage's input or output in the other layout

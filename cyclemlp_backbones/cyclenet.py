@@ -247,4 +247,4 @@ class CycleNet(nn.Layer):
 
 def _is_empty(x: Tensor, layout: str, channels: int, least: int = 0) -> bool:
     """Whether `x` has no element, which several of Paddle's operators refuse. ValueError for another shape."""
-    return 0 in checks.check_map(list(getattr(x, "shape")), layout, channels, least)  # noqa: B009  open sizes are -1
+    return 0 in checks.check_map(list(getattr(x, "shape")), layout, channels, least)  # noqa: B009  a graph's `x.shape` is a tensor

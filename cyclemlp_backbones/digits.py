@@ -84,10 +84,8 @@ class Scene:
         return ids
 
 
-def make_scene(
-    split: str, index: int, *, size: int = 128, seed: int = 0, min_digits: int = 1, max_digits: int = 4
-) -> Scene:
-    """Scene `index` of a split: `min_digits` to `max_digits` digits on a photograph, `size` x `size` pixels.
+def make_scene(split: str, index: int, *, size: int = 128, seed: int = 0, max_digits: int = 4) -> Scene:
+    """Scene `index` of a split: one to `max_digits` digits on a photograph, `size` x `size` pixels.
 
     The digits stand in a loose grid: one fills the picture, up to 4 have a quarter each, up to 9 a ninth. The first
     one's value is `index % 10`, so that ten scenes show all classes. Later digits lie over earlier ones and hide at
@@ -98,7 +96,6 @@ def make_scene(
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     check_integer("size", size, MIN_SIZE, MAX_SIZE)
     check_integer("max_digits", max_digits, 1, 9)
-    check_integer("min_digits", min_digits, 1, max_digits)
     check_integer("seed", seed, 0, 2**32 - 1)
     check_integer("index", index, 0, 2**32 - 1)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -106,7 +103,7 @@ def make_scene(
     digits: list[Digit] = []
     full_areas: list[int] = []
     cells = _cells(rng, size, max_digits)
-    for position in range(int(rng.integers(min_digits, max_digits + 1))):
+    for position in range(int(rng.integers(1, max_digits + 1))):
         value = index % 10 if position == 0 else int(rng.integers(10))
         alpha = _place(rng, split, value, size, cells[position], digits, full_areas)
         if alpha is None:

@@ -1,4 +1,5 @@
-"""All that exists for the speed of a CPU. Without this file, and the line of `CycleNet` that calls it, all works alike.
+"""All that exists for the speed of a CPU. Without this file, and the two lines of `CycleNet` that call it, all works
+alike.
 
 `accelerate` gives the network's layers subclasses that compute the same in the forms that Paddle's CPU kernels run
 fast, and hand over to the plain form whenever `_runs_here` says no: on another device, in half precision, in a graph.

@@ -47,8 +47,8 @@ def end_with_trainer(trainer: int, init: Callable[[int], object] | None, worker:
     """Has this process, after `init(worker)`, end and free its shared memory when the process `trainer` is gone,
     however it ended.
 
-    Paddle's own watch over that sleeps within the wait for the next indices. A SIGTERM by others than the trainer, as
-    Slurm's to all processes, is left to the trainer, which takes the step that it is at to its end.
+    Paddle's own watch over that does not run while a worker waits for the next indices. A SIGTERM that does not come
+    from the trainer, as when Slurm sends it to all processes, is left to the trainer, which finishes its step first.
     """
     if _is_told():
         import fcntl
@@ -75,8 +75,8 @@ def end_workers(seconds: float, status: int) -> None:
     """Ends this process's workers: asks them for `seconds`, kills them then, and if one outlives that too, stuck in a
     file system, ends this process with `status`.
 
-    The interpreter's own end asks each worker once and then waits for ever. That is lost on one that has begun just
-    now and has yet to take another's SIGTERM, Slurm's to all processes.
+    The interpreter's own end asks each worker once, and then waits for ever. A worker that has just started, and for
+    which another SIGTERM is still pending (Slurm sends it to all processes), misses the second one.
     """
     if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Paddle's raises an error where a worker was killed

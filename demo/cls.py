@@ -80,7 +80,7 @@ def train_teacher(config: Config, path: Path) -> float:
     from classification.data import TrainDataset, read_samples, train_loader
     from classification.distributed import World
     from classification.losses import soft_target_cross_entropy
-    from classification.metrics import evaluate_samples
+    from classification.metrics import eval_batches, evaluate
     from classification.mixup import smooth_one_hot
     from classification.schedule import Plan, learning_rate
 
@@ -101,7 +101,7 @@ def train_teacher(config: Config, path: Path) -> float:
         optimizer.step()
         optimizer.clear_grad()
     paddle.save(model.state_dict(), str(path))
-    return evaluate_samples(model, val, config, World()).top1
+    return evaluate(model, eval_batches(val, config, World()), World()).top1
 
 
 def train_student(config: Config) -> float:

@@ -53,7 +53,7 @@ class Clock:
         return sum(self.seconds.values())
 
 
-def run_command(arguments: Sequence[str], log: Path, *, show: str, cwd: Path = ROOT) -> str:
+def run_command(arguments: Sequence[str], log: Path, *, show: str) -> str:
     """Runs `cyclemlp arguments`; its output goes to the end of `log` and is returned; lines matching `show` are shown.
 
     Raises DemoFailure with the end of the output if the command fails.
@@ -66,7 +66,7 @@ def run_command(arguments: Sequence[str], log: Path, *, show: str, cwd: Path = R
         log.open("a", encoding="utf-8") as file,
         subprocess.Popen(
             command,
-            cwd=cwd,
+            cwd=ROOT,
             env={**os.environ, "PYTHONPATH": search_path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from cyclemlp_backbones import CycleNet, build_classifier
 from cyclemlp_backbones.digits import make_scene
 
+_LEARNING_RATE = 3e-3
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -23,9 +25,7 @@ class Phase:
     iterations: int
 
 
-def warm_up(
-    variant: str, phases: tuple[Phase, ...], path: str | os.PathLike, *, learning_rate: float = 3e-3, seed: int = 0
-) -> float:
+def warm_up(variant: str, phases: tuple[Phase, ...], path: str | os.PathLike, *, seed: int = 0) -> float:
     """Trains a classifier of the ten digits, small images first, and saves it to `path` (.pdparams).
 
     One AdamW run with linear warm-up and cosine decay over all phases. Returns its accuracy on held-out images, 0 to 1.
@@ -33,9 +33,8 @@ def warm_up(
     paddle.seed(seed)
     model = build_classifier(variant, num_classes=10, drop_path_rate=0.0)
     total = sum(phase.iterations for phase in phases)
-    schedule = paddle.optimizer.lr.LinearWarmup(
-        paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, total), max(1, total // 20), 0.0, learning_rate
-    )
+    cosine = paddle.optimizer.lr.CosineAnnealingDecay(_LEARNING_RATE, total)
+    schedule = paddle.optimizer.lr.LinearWarmup(cosine, max(1, total // 20), 0.0, _LEARNING_RATE)
     optimizer = paddle.optimizer.AdamW(schedule, beta2=0.99, weight_decay=0.05, parameters=model.parameters())
     first = 0  # every step sees new scenes: the generator is the augmentation
     with tqdm(total=total, desc="warm-up", unit="it", mininterval=2) as bar:

@@ -40,6 +40,7 @@ NETWORK = [
 ]
 WEIGHTS = [
     *("tests/weights/test_pickles.py", "tests/weights/test_arrays.py", "tests/weights/test_formats.py"),
+    *("tests/weights/test_refusals.py", "tests/weights/test_containers.py"),
     *("-k", "not changed_bytes and not truncated"),
 ]
 MODULES = {

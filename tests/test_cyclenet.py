@@ -97,8 +97,7 @@ def test_parameters_have_the_published_count_names_and_shapes(variant):
 
 @pytest.mark.parametrize(("variant", "millions", "giga"), [("t", 28, 4.4), ("s", 50, 8.5), ("b", 88, 15.2)])
 def test_a_reconstruction_has_the_published_sizes(variant, millions, giga):
-    row = VARIANTS[variant]
-    assert sum(p.size for p in build_classifier(variant).parameters()) == row.parameters
+    row = VARIANTS[variant]  # which the test above compares with the network
     assert round(row.parameters / 1e6) == millions
     assert round(multiply_adds(row) / 1e9, 1) == giga
 

@@ -19,6 +19,15 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import generate  # noqa: E402
 
+FOREIGN_MESSAGES = {
+    "numpy.core.multiarray failed to import",
+    "'FieldDescriptor' object has no attribute 'label'",
+    "UnboundLocalError: mean_iou",
+    "'list' object has no attribute 'shape'",
+    "ConvertPirAttribute2RuntimeAttribute",
+}
+"""What docs/faq.md quotes of other programs."""
+
 READMES = [path.read_text(encoding="utf-8") for path in generate.READMES.values()]
 PAGES = [ROOT / "README.md", ROOT / "README_zh.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("[CS]*.md")]
 
@@ -76,6 +85,19 @@ def compare(english, chinese):
         )
         one, other = (sorted(re.findall(links, text)) for text in prose)
         assert one == other
+
+
+def test_every_repair_is_documented():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "cyclemlp_backbones" / "adapters").rglob("*.py")]
+    repairs = {name for source in sources for name in re.findall(r'(?:REPAIRS\.row|Repair)\(\s*"(\w+)"', source)}
+    assert len(repairs) > 20
+    assert repairs - set(re.findall(r"`(\w+)`", (ROOT / "docs" / "support.md").read_text(encoding="utf-8"))) == set()
+
+
+def test_questions_quote_our_messages_as_they_are():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cyclemlp_backbones").rglob("*.py"))
+    questions = re.findall(r"^\*\*`(.+?)`", (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), re.M)
+    assert [text for text in questions if text not in FOREIGN_MESSAGES and text not in sources] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

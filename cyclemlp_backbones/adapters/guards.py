@@ -51,7 +51,7 @@ def load_runs_code() -> bool:
 
 
 def check_before_load() -> None:
-    """Paddle.load unpickles: weights, optimizer states and averages that the toolkits load could run code."""
+    """`paddle.load` unpickles: weights, optimizer states and averages that the toolkits load could run code."""
     load = paddle.load
 
     @functools.wraps(load)

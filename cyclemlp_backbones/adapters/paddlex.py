@@ -11,7 +11,6 @@ import functools
 import importlib
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from paddle import Tensor, nn
 from cyclemlp_backbones.adapters.launch import LAUNCHER
 from cyclemlp_backbones.deploy.export import Exportable, save_paddle
 from cyclemlp_backbones.deploy.manifest import Preprocessing
-from cyclemlp_backbones.files import temporary_beside, to_disk
+from cyclemlp_backbones.files import new_folder
 
 _LOG = logging.getLogger(__name__)
 _COMMANDS = {"PaddleSeg": "seg", "PaddleDetection": "det"}
@@ -94,16 +93,9 @@ def export_paddlex(model: Exportable, folder: Path, device: str) -> str:
         steps = _transforms(model.preprocessing, "NormalizeImage")
         steps += [{"type": "Permute"}, {"type": "PadStride", "stride": model.preprocessing.pad_to}]
         settings |= {"Preprocess": steps, "label_list": [*model.classes], "draw_threshold": 0.5}
-    staged = temporary_beside(folder)
-    staged.mkdir(parents=True)
-    try:
+    with new_folder(folder) as staged:
         save_paddle(model, staged, device, "inference")
         (staged / "inference.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        for path in (*staged.iterdir(), staged):
-            to_disk(path)
-        os.replace(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return name
 
 

@@ -16,49 +16,68 @@ COMMANDS = {
     "variants": "table of the network's sizes",
     "info": "parameters, multiply-adds and output shapes of one variant",
     "convert": "rewrite a weights file: .pdparams, .pth or .safetensors to .pdparams or .safetensors",
-    "plot": "a picture of what a layer reads, a network sees, a run learnt, predictions confuse",
-    "weights": "what is published; fetch a file of it; compare a file with the network",
-    "data": "your own data: check all of it, convert LabelMe and Pascal VOC",
+    "plot": "draw offsets, receptive fields, pyramids, training curves, confusion matrices",
+    "weights": "list the published weights, fetch one, or check any weights file",
+    "data": "check your own data set, or convert one from LabelMe or Pascal VOC",
     "demo-data": "write the demo's data: digits on photographs",
     "configs": "copy the training configurations into a folder",
     "doctor": "check the installed packages for known conflicts",
     "seg": "train, val, predict, export with PaddleSeg",
     "det": "train, eval, infer, export with PaddleDetection",
     "paddlex": "train, evaluate, export with PaddleX",
-    "cls": "train on ImageNet, eval, predict, lists: the pretraining program",
-    "export": "a trained model as a folder that other programs run: Paddle's inference format or ONNX",
-    "verify": "run an exported model beside what its network gave",
-    "build-ops": "compile the layer's shift for this machine's CPU",
-    "benchmark": "time one size on this machine, beside another network",
+    "cls": "the pretraining program: train, eval, predict, lists, benchmark, config",
+    "export": "export a trained model to Paddle's inference format or ONNX",
+    "verify": "check an exported model against the values that its network gave",
+    "build-ops": "compile the Cycle FC shift for this machine's CPU",
+    "benchmark": "time one variant on this machine against another network",
     "predict": "run an exported model on images: classes, masks, boxes",
 }
-EXAMPLES = {
-    "variants": "cyclemlp variants --json",
-    "info": "cyclemlp info b1 --size 512x1024",
-    "convert": "cyclemlp convert CycleMLP_B1.pth cyclemlp_b1.pdparams",
-    "weights": "cyclemlp weights check CycleMLP_B1.pth",
-    "plot": "cyclemlp plot receptive-field b1 --out field.png",
-    "data": "cyclemlp data check --config my_config.yml",
-    "demo-data": "cyclemlp demo-data data --format seg --train 64 --val 8",
-    "configs": "cyclemlp configs .",
-    "doctor": "cyclemlp doctor",
-    "export": "cyclemlp export best.pdparams out/cls --task cls --class-names names.txt",
-    "verify": "cyclemlp verify out/cls",
-    "build-ops": "cyclemlp build-ops",
-    "benchmark": "cyclemlp benchmark --variant b1 --size 512 --compare resnet50",
-    "predict": "cyclemlp predict out/cls photos/ --out results",
-}
+EXAMPLES = (
+    "cyclemlp variants --json",
+    "cyclemlp info b1 --size 512x1024",
+    "cyclemlp convert CycleMLP_B1.pth cyclemlp_b1.pdparams",
+    "cyclemlp plot receptive-field b1 --out field.png",
+    "cyclemlp plot offsets --kernel 5",
+    "cyclemlp plot pyramid cyclemlp_b1.pdparams photo.jpg",
+    "cyclemlp plot curves output/b1/train.log",
+    "cyclemlp plot confusion results/masks data/mine/annotations",
+    "cyclemlp weights check CycleMLP_B1.pth",
+    "cyclemlp weights list",
+    "cyclemlp weights get b1",
+    "cyclemlp data check --config my_config.yml",
+    "cyclemlp data convert labelme/ data/mine --to seg",
+    "cyclemlp demo-data data --format seg --train 64 --val 8",
+    "cyclemlp configs .",
+    "cyclemlp doctor",
+    "cyclemlp seg train --config my_seg.yml --save_dir output/my_seg --do_eval",
+    "cyclemlp seg val --config my_seg.yml --model_path output/my_seg/best_model/model.pdparams",
+    "cyclemlp seg predict --config my_seg.yml --model_path output/my_seg/best_model/model.pdparams --image_path photos",
+    "cyclemlp seg export --config my_seg.yml --model_path output/my_seg/best_model/model.pdparams",
+    "cyclemlp det train -c my_det.yml --eval",
+    "cyclemlp det eval -c my_det.yml -o weights=output/my_det/best_model.pdparams",
+    "cyclemlp det infer -c my_det.yml --infer_dir photos --draw_threshold 0.3",
+    "cyclemlp det export -c my_det.yml -o weights=output/my_det/best_model.pdparams",
+    "cyclemlp paddlex -c seg.yaml -o Global.mode=train",
+    "cyclemlp export best.pdparams out/cls --task cls --class-names names.txt",
+    "cyclemlp verify out/cls",
+    "cyclemlp build-ops",
+    "cyclemlp benchmark --variant b1 --size 512 --compare resnet50",
+    "cyclemlp predict out/cls photos/ --out results",
+)
+"""What the help of each command, and of each of its actions, ends with; `cyclemlp cls` has its own."""
+
 _TOLD_VERSIONS = ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet")
 
 
 def parser(command: str, description: str | None) -> argparse.ArgumentParser:
-    """A command's parser, whose help ends with an example."""
-    return argparse.ArgumentParser(
-        prog=f"cyclemlp {command}",
-        description=description,
-        epilog=f"example: {EXAMPLES[command]}",
-        allow_abbrev=False,
-    )
+    """The parser of a command, or of an action of one ("seg train"), whose help ends with an example."""
+    prog = f"cyclemlp {command}"
+    return argparse.ArgumentParser(prog=prog, description=description, epilog=example(command), allow_abbrev=False)
+
+
+def example(command: str) -> str:
+    """The last line of a help: the first of the examples of a command or action."""
+    return "example: " + next(line for line in EXAMPLES if f"{line} ".startswith(f"cyclemlp {command} "))
 
 
 def _usage() -> str:

@@ -1,4 +1,4 @@
-"""`cyclemlp benchmark`: how long one variant takes on this machine, beside another network, measured in turns."""
+"""`cyclemlp benchmark`: times one variant on this machine against another network, in turns."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cyclemlp_backbones.checks import check_integer
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.complexity import parse_size
 from cyclemlp_backbones.timing import (
@@ -51,8 +52,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args(argv)
     for name in ("batch", "threads", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} {getattr(arguments, name)}; it takes at least 1")
+        check_integer(f"--{name}", getattr(arguments, name), 1)
     arguments.variant = variant_name(arguments.variant)
     arguments.size = parse_size(arguments.size)
     return arguments

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import cyclemlp_backbones
+from cyclemlp_backbones.adapters.launch import LAUNCHER
 
 PACKAGE = Path(cyclemlp_backbones.__file__).resolve().parent
-LAUNCHER = PACKAGE / "__main__.py"
 
 _LAUNCH = """cyclemlp cls --launcher prints the file to give to paddle.distributed.launch. On several devices:
        python -m paddle.distributed.launch --devices 0,1 "$(cyclemlp cls --launcher)" cls train --config FILE …

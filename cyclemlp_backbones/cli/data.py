@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cyclemlp_backbones.checks import check_integer, existing_file, visible
+from cyclemlp_backbones.cli import example
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.cli.cls import program
 from cyclemlp_backbones.configurations import merge, parse_options, read_configuration
@@ -35,12 +36,14 @@ labels.txt into OUT, all or nothing."""
 def parser() -> argparse.ArgumentParser:
     parser = command_parser("data", __doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|convert")
-    check = actions.add_parser("check", description=_CHECK, allow_abbrev=False).add_argument
+    check, add = (
+        actions.add_parser(name, description=text, epilog=example(f"data {name}"), allow_abbrev=False).add_argument
+        for name, text in (("check", _CHECK), ("convert", _CONVERT))
+    )
     check("-c", "--config", required=True, metavar="FILE", help="configuration file, YAML")
     check("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="override the configuration")
     check("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
     check("--json", type=Path, metavar="FILE", help="file for all figures and faults")
-    add = actions.add_parser("convert", description=_CONVERT, allow_abbrev=False).add_argument
     add("source", metavar="SRC", type=Path, help="folder of LabelMe or Pascal VOC")
     add("out", metavar="OUT", type=Path, help="a new or empty folder")
     add("--to", required=True, choices=("seg", "det"), help="PaddleSeg's layout, or PaddleDetection's: COCO")

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--seed", type=int, metavar="K", default=defaults.seed, help="another seed, other scenes (%(default)s)"
     )
-    parser.add_argument("--max-digits", type=int, metavar="D", help="most digits in a scene (3; imagenet: always 1)")
+    parser.add_argument("--max-digits", type=int, metavar="D", help="most digits in a scene (4; imagenet: always 1)")
     parser.add_argument(
         "--workers", type=int, metavar="W", default=2, help="threads; they do not change the result (%(default)s)"
     )

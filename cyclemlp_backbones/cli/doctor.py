@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import platform
 
@@ -20,8 +22,15 @@ def _built() -> bool:
 
 
 def main(argv: list[str]) -> int:
-    command_parser("doctor", __doc__).parse_args(argv)
+    parser = command_parser("doctor", __doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    arguments = parser.parse_args(argv)
     versions = installed_versions(PACKAGES)
+    if arguments.json:
+        found = [dataclasses.asdict(finding) for finding in findings(versions)]
+        known = {"packages": versions, "build_ops": _built(), "support": support(versions)}
+        print(json.dumps({"python": platform.python_version(), **known, "findings": found}, indent=1))
+        return 1 if any(finding["level"] == "error" for finding in found) else 0
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     for package, version in versions.items():
         print(f"  {package:<24} {version}")
@@ -30,9 +39,10 @@ def main(argv: list[str]) -> int:
     for part, verdict in support(versions).items():
         print(f"  {part:<24} {verdict}")
     print("checking imports …", flush=True)
-    found = list(findings(versions))
-    for finding in found:
+    levels = []
+    for finding in findings(versions):
         print(f"\n{finding.level}: {finding.problem}\n  remedy: {finding.remedy}")
-    errors = sum(finding.level == "error" for finding in found)
-    print("\nno conflict found" if not found else f"\n{errors} errors, {len(found) - errors} notes")
+        levels.append(finding.level)
+    errors = levels.count("error")
+    print("\nno conflict found" if not levels else f"\n{errors} errors, {len(levels) - errors} notes")
     return 1 if errors else 0

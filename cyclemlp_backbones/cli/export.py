@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cyclemlp_backbones.checks import visible
+from cyclemlp_backbones.checks import check_integer, visible
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.deploy.manifest import FORMATS, TASKS, check_folder
+from cyclemlp_backbones.variants import MIN_SIZE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,12 +40,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--class-names", metavar="FILE", help="text file with a class's name a line")
     parser.add_argument("--size", type=int, default=224, help="cls: side of the crop, default %(default)s")
-    parser.add_argument(
-        "--mean", nargs=3, type=float, default=[0.485, 0.456, 0.406], metavar=("R", "G", "B"), help="cls, features"
-    )
-    parser.add_argument(
-        "--std", nargs=3, type=float, default=[0.229, 0.224, 0.225], metavar=("R", "G", "B"), help="cls, features"
-    )
+    for name, text, values in (
+        ("--mean", "means", [0.485, 0.456, 0.406]),
+        ("--std", "standard deviations", [0.229, 0.224, 0.225]),
+    ):
+        told = f"cls, features: {text} of the channels, default ImageNet's"
+        parser.add_argument(name, nargs=3, type=float, default=values, metavar=("R", "G", "B"), help=told)
     parser.add_argument(
         "--layout", choices=("paddle", "torch"), help="cls, features: of Linear weights, where the file cannot tell"
     )
@@ -122,8 +123,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--format paddlex takes the tasks seg and det, a new folder, and no --force")
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint {args.checkpoint}")
-    if args.size < 32:
-        raise ValueError(f"--size is {args.size}; it takes 32 and more")
+    check_integer("--size", args.size, MIN_SIZE)
     if args.nms and (args.task, args.format) != ("det", "onnx"):
         raise ValueError("--nms takes --task det and --format onnx; Paddle's format has suppression always")
     if args.quantize and args.format != "onnx":

@@ -1,4 +1,4 @@
-"""`cyclemlp info VARIANT`: what one size costs and returns for an image of a given size."""
+"""`cyclemlp info VARIANT`: what one variant costs and returns for an image of a given size."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--num-classes", type=int, default=1000, help="of the classifier, default 1000")
     parser.add_argument("--memory", action="store_true", help="estimate the memory of a training step and of inference")
     parser.add_argument("--batch", type=int, default=1, help="images at once, for --memory, default 1")
-    parser.add_argument("--json", action="store_true", help="the same for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     arguments = parser.parse_args(argv)
     name = variant_name(arguments.variant)
     height, width = parse_size(arguments.size)
-    if arguments.num_classes < 1:
-        raise ValueError(f"--num-classes {arguments.num_classes}; it takes at least 1")
+    check_integer("--num-classes", arguments.num_classes, 1)
     variant = VARIANTS[name]
     needed = memory(variant, height, width, check_integer("--batch", arguments.batch, 1)) if arguments.memory else {}
     head = (variant.embed_dims[-1] + 1) * (arguments.num_classes - 1000)

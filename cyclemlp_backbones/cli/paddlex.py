@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 
+from cyclemlp_backbones.cli import parser as command_parser
+
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cyclemlp paddlex",
-        description="What PaddleX's main.py does with a module's configuration: check_dataset, train, evaluate, "
+    parser = command_parser(
+        "paddlex",
+        "What PaddleX's main.py does with a module's configuration: check_dataset, train, evaluate, "
         "export, predict. Its Train.basic_config_path may be a configuration with our backbones.",
-        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="PaddleX's configuration of a module")
     parser.add_argument("-o", "--override", action="append", metavar="KEY=VALUE", help="for example Global.mode=train")

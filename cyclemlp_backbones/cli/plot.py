@@ -1,4 +1,4 @@
-"""`cyclemlp plot KIND …`: a PNG of what a layer reads, a network sees, a run learnt, predictions confuse."""
+"""`cyclemlp plot KIND …`: draws offsets, receptive fields, pyramids, training curves or a confusion matrix as a PNG."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cyclemlp_backbones.checks import existing_file
+from cyclemlp_backbones.cli import example
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.complexity import parse_size
 from cyclemlp_backbones.variants import VARIANTS
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> int:
     ]  # fmt: skip
     for kind, summary, draw, positional in table:
         action = kinds.add_parser(kind, help=summary, description=f"Draws {summary}.", allow_abbrev=False)
+        action.epilog = example(f"plot {kind}")
         action.set_defaults(draw=draw)
         for name, count, text in positional:
             action.add_argument(name, nargs=count, help=text, type=str if name == "network" else Path)

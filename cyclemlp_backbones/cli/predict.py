@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from cyclemlp_backbones.checks import check_integer, visible
 from cyclemlp_backbones.cli import parser as command_parser
 
 _MAX_MODEL_PIXELS = (
@@ -52,7 +53,6 @@ def main(argv: list[str]) -> int:
     args = parser().parse_intermixed_args(argv)  # images may stand behind the flags
     from tqdm import tqdm
 
-    from cyclemlp_backbones.checks import visible
     from cyclemlp_backbones.deploy.images import find_images
     from cyclemlp_backbones.deploy.predict import Options, predict_files
     from cyclemlp_backbones.deploy.results import coco_image_ids
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
     from cyclemlp_backbones.deploy.video import Video
 
     options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads is {args.threads}; it takes 1 and more")
+    if args.threads is not None:
+        check_integer("--threads", args.threads, 1)
     if bool(args.images) == (args.video is not None) or (args.video and args.coco_images):
         raise ValueError("give images, or one video by --video, which has no --coco-images")
     video = Video(args.video, most_pixels=args.max_pixels) if args.video else None

@@ -12,6 +12,8 @@ from typing import Any
 
 from cyclemlp_backbones.adapters import launch
 from cyclemlp_backbones.checks import boolean, did_you_mean
+from cyclemlp_backbones.cli import example
+from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.interrupts import is_interrupt
 
 Flag = tuple[Sequence[str], Mapping[str, Any]]
@@ -61,12 +63,13 @@ class Toolkit:
 `cyclemlp {self.command} train --help` lists the flags; they are those of {self.name}'s tools/train.py, and so on.
 On several devices:
        python -m paddle.distributed.launch --devices 0,1 "$({launcher})" {self.command} train {self.config} FILE …
-On a CPU: `--nproc_per_node 2 --backend gloo` instead of `--devices 0,1`."""
+On a CPU: `--nproc_per_node 2 --backend gloo` instead of `--devices 0,1`.
+
+{example(self.command)}"""
 
     def parser(self, action: str) -> argparse.ArgumentParser:
         summary, flags = self.actions[action]
-        prog = f"cyclemlp {self.command} {action}"
-        parser = argparse.ArgumentParser(prog=prog, description=summary, allow_abbrev=False)
+        parser = command_parser(f"{self.command} {action}", summary)
         for names, options in flags:
             parser.add_argument(*names, **options)
         return parser

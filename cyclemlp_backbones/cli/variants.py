@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
         "The sizes of CycleMLP: parameters (1000 classes), multiply-adds at 224 x 224, channels and blocks per stage "
         "(strides 4, 8, 16, 32), and the paper's ImageNet top-1 accuracy.",
     )
-    parser.add_argument("--json", action="store_true", help="the same for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     if parser.parse_args(argv).json:
         rows = {
             name: {**dataclasses.asdict(variant), "multiply_adds": multiply_adds(variant)}

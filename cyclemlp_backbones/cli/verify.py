@@ -1,4 +1,4 @@
-"""`cyclemlp verify FOLDER`: whether an exported model computes on this machine what its network did at export."""
+"""`cyclemlp verify FOLDER`: checks that an exported model computes on this machine what its network did at export."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""`cyclemlp weights list | get | check`: what is published, a file of it, what a file holds."""
+"""`cyclemlp weights list | get | check`: the published weights, and what any weights file holds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from cyclemlp_backbones import files
 from cyclemlp_backbones.checks import existing_file, visible
+from cyclemlp_backbones.cli import example
 from cyclemlp_backbones.cli import parser as command_parser
 from cyclemlp_backbones.variants import VARIANTS
 
@@ -16,9 +18,15 @@ from cyclemlp_backbones.variants import VARIANTS
 def main(argv: list[str]) -> int:
     parser = command_parser("weights", __doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | get | check")
-    actions.add_parser("list", help="the published files, and which of them are here")
-    get = actions.add_parser("get", help="fetch a published file; prints its path and sha256")
-    check = actions.add_parser("check", help="compare a file with the network, name by name, and run an image")
+    shown, get, check = (
+        actions.add_parser(name, help=text, epilog=example(f"weights {name}"), allow_abbrev=False)
+        for name, text in (
+            ("list", "the published files, and which of them are here"),
+            ("get", "fetch a published file; prints its path and sha256"),
+            ("check", "compare a file with the network, name by name, and run an image"),
+        )
+    )
+    shown.add_argument("--json", action="store_true", help="print JSON, for programs")
     for action in (get, check):
         action.add_argument("source", metavar="SOURCE", help="b1 to b5 (the published file), a URL or a path")
     check.add_argument("--layout", choices=("paddle", "torch"), help="of Linear weights, where the file cannot tell")
@@ -31,9 +39,12 @@ def main(argv: list[str]) -> int:
     from cyclemlp_backbones.weights.loading import PUBLISHED, locate_weights
 
     if arguments.action == "list":
+        here = {name: str(path) for name, url in PUBLISHED.items() if (path := cached_path(url)).exists()}
+        if arguments.json:
+            print(json.dumps({name: {"url": url, "path": here.get(name)} for name, url in PUBLISHED.items()}, indent=1))
+            return 0
         for name, url in PUBLISHED.items():
-            here = cached_path(url)
-            print(f"{name}  {url}  {f'here: {here}' if here.exists() else 'not fetched'}")
+            print(f"{name}  {url}  {f'here: {here[name]}' if name in here else 'not fetched'}")
         return 0
     source = arguments.source
     path = locate_weights(*((True, source) if source in VARIANTS and not Path(source).exists() else (source, "")))

@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from cyclemlp_backbones.checks import check_integer
+from cyclemlp_backbones.checks import check_fraction, check_integer
 from cyclemlp_backbones.weights.loading import load_model_weights
 
 _STRIDES = (4, 8, 16, 32)
@@ -143,10 +143,7 @@ class SemanticFPN(nn.Layer):
         check_integer("num_classes", num_classes, 1)
         check_integer("fpn_channels", fpn_channels, 1)
         check_integer("head_channels", head_channels, 1)
-        if not isinstance(dropout_ratio, (int, float)) or not 0 <= dropout_ratio < 1:
-            raise ValueError(
-                f"dropout_ratio is {dropout_ratio!r}; it takes a probability from 0 up to, but not including, 1"
-            )
+        check_fraction("dropout_ratio", dropout_ratio)
         feat_channels = getattr(backbone, "feat_channels", None)
         if not feat_channels:
             raise ValueError(

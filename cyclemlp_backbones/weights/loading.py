@@ -142,9 +142,9 @@ def load_weights(
     )
     of = {kind: tuple(name for name in kinds if kinds[name] == kind) for kind in _KINDS}
     report = LoadReport(
-        *(described, layout, tuple(wanted), (*skipped, *of["skipped"]), of["fresh"], of["ignored"], len(of["offset"])),
-        *(adapted, of["fresh_head"]),
-    )
+        described, layout, loaded=tuple(wanted), skipped=(*skipped, *of["skipped"]), fresh=of["fresh"],
+        ignored=of["ignored"], checked_offsets=len(of["offset"]), adapted=adapted, fresh_head=of["fresh_head"],
+    )  # fmt: skip
     logger.log(logging.WARNING if adapted or of["fresh_head"] else logging.INFO, "%s", report)
     return report
 

@@ -30,7 +30,7 @@ PARALLEL = (1, 4, 16)
 
 
 @contextlib.contextmanager
-def serving(folder: Path | str, *flags: object, seconds: float = 60) -> Iterator[str]:
+def serving(folder: Path | str, *flags: object) -> Iterator[str]:
     """The address of a server of `folder` in a process of its own, which ends with the block."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -38,7 +38,7 @@ def serving(folder: Path | str, *flags: object, seconds: float = 60) -> Iterator
     address = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, cwd=HERE.parents[1]) as process:
         try:
-            end = time.monotonic() + seconds
+            end = time.monotonic() + 60
             while True:
                 try:
                     httpx.get(f"{address}/health").raise_for_status()

@@ -39,7 +39,7 @@ def test_both_networks_are_timed_and_the_ratio_is_of_their_times(tmp_path, extra
         ),
         (["--precision", "bf16", "--device", "cpu"], "autocast does nothing on a CPU"),
         (["--size", "31"], "size '31'; it takes HEIGHTxWIDTH"),
-        (["--rounds", "0"], "--rounds 0; it takes at least 1"),
+        (["--rounds", "0"], "--rounds is 0; it takes an integer of at least 1"),
         (["--variant", "b9"], "b9"),
     ],
 )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import pytest
 from safetensors.numpy import save_file
 
@@ -155,38 +156,30 @@ def test_the_document_shows_what_the_doctor_knows():
     assert matrix.TABLE.read(matrix.DOCUMENT) == matrix.table(json.loads(environment.VERSIONS.read_text()))
 
 
-def test_modules_in_the_current_folder_are_not_run(tmp_path):
+def test_the_environment_of_the_tests_is_sound_and_modules_in_the_current_folder_are_not_run(tmp_path):
     for name in ("paddle", "json", "cv2", "zlib"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     code = f"import sys; sys.path.insert(0, {str(matrix.ROOT)!r}); "
-    code += "from cyclemlp_backbones.cli import main; main(['doctor'])"
+    code += "from cyclemlp_backbones.cli import main; sys.exit(main(['doctor', '--json']))"
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert "paddlepaddle" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["packages"]["paddlepaddle"] == paddle.__version__
+    assert "error" not in [finding["level"] for finding in told["findings"]]
     assert not (tmp_path / "ran").exists()
-
-
-def test_the_environment_of_the_tests_is_sound():
-    done = subprocess.run(
-        [sys.executable, "-m", "cyclemlp_backbones", "doctor"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-    )
-    assert done.returncode == 0, done.stdout
-    assert "paddlepaddle" in done.stdout
 
 
 def test_commands_need_no_home_to_write_into(tmp_path):
     """Importing Paddle makes a folder there, or fails. Not even root can make one below /proc, or below a file."""
     (tmp_path / "file").touch()
     save_file({"weight": np.ones(3, "float32")}, tmp_path / "some.safetensors")
-    for home in ("/proc", str(tmp_path / "file" / "home")):
-        run = python(
-            "-m", "cyclemlp_backbones", "convert", "some.safetensors", "other.safetensors", cwd=tmp_path, HOME=home
-        )
+    homes = ("/proc", str(tmp_path / "file" / "home"))
+    doctor = python("-m", "cyclemlp_backbones", "doctor", cwd=tmp_path, HOME=homes[0])
+    assert doctor.returncode == 0
+    assert "note: nothing can be written into the home folder" in doctor.stdout
+    commands = "cli.main(['convert', 'some.safetensors', 'other.safetensors']); cli.main(['variants'])"
+    for home in homes:
+        code = f"import os; from cyclemlp_backbones import cli; {commands}; print(os.environ['HOME'])"
+        run = python("-c", code, cwd=tmp_path, HOME=home)
         assert "error: some.safetensors: not the weights of a CycleMLP" in run.stderr
-        doctor = python("-m", "cyclemlp_backbones", "doctor", cwd=tmp_path, HOME=home)
-        assert doctor.returncode == 0
-        assert "note: nothing can be written into the home folder" in doctor.stdout
-        home_kept = "import os; from cyclemlp_backbones import cli; cli.main(['variants']); print(os.environ['HOME'])"
-        assert python("-c", home_kept, cwd=tmp_path, HOME=home).stdout.splitlines()[-1] == home
+        assert run.stdout.splitlines()[-1] == home

@@ -1,10 +1,12 @@
 """What all commands share: how they end."""
 
+import contextlib
 import importlib
 import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from cyclemlp_backbones import VARIANTS, build_backbone, build_classifier
 from cyclemlp_backbones.cli import COMMANDS, EXAMPLES, main, variants
 from cyclemlp_backbones.cli.cls import program
+from tests.docs.test_commands import parse
 
 
 def test_a_reader_that_leaves_early_gets_no_message():
@@ -61,7 +64,19 @@ def test_every_command_explains_itself_without_warnings(command):
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"cyclemlp {command}" in done.stdout
-    assert command not in EXAMPLES or f"example: {EXAMPLES[command]}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_the_help_of_a_command_and_of_an_action_ends_with_an_example_that_is_understood(line, monkeypatch, capsys):
+    _, *words = shlex.split(line)
+    actions = {"seg", "det", "plot", "weights", "data"}
+    for asked in (words[:1], words[:2]) if words[0] in actions else (words[:1],):
+        with contextlib.suppress(SystemExit):
+            main([*asked, "--help"])
+        told = " ".join(capsys.readouterr().out.split())
+        assert "example: cyclemlp " + " ".join(asked) in told
+    assert line in told
+    parse(words, monkeypatch)
 
 
 def test_tables_are_there_for_programs_too(capsys):

@@ -82,12 +82,17 @@ def test_train_leaves_checkpoints_best_model_log_and_eta(trained):
         assert "--precision fp16 has no effect on a CPU" in run.stderr
 
 
+# For a checkpoint that has all: nothing is downloaded, or missed, that it would replace.
+MISSING = ["--opts", "model.backbone.pretrained=missing.pdparams", "model.pretrained=missing.pdparams"]
+
+
 @pytest.mark.slow
-def test_val_gives_the_miou_that_training_gave(trained, capsys):
+def test_val_gives_the_miou_that_training_gave_and_given_weights_leave_the_pretrained_backbone_out(trained, capsys):
     config, run = trained
     best = re.findall(r"The model with the best validation mIoU \((\d\.\d+)\) was saved", run.stdout)[-1]
     capsys.readouterr()
-    assert seg("val", config, "--model_path", config.parent / "out" / "best_model" / "model.pdparams") == 0
+    weights = config.parent / "out" / "best_model" / "model.pdparams"
+    assert seg("val", config, "--model_path", weights, *MISSING) == 0
     assert f"mIoU: {best}" in capsys.readouterr().out
 
 
@@ -136,12 +141,12 @@ def predictor(folder: Path, files: dict):
 
 
 @pytest.mark.slow
-def test_exported_model_equals_dygraph_at_three_sizes(trained):
+def test_exported_model_equals_dygraph_at_three_sizes_and_given_weights_leave_the_pretrained_backbone_out(trained):
     config, _ = trained
     folder, weights = config.parent / "inference", config.parent / "out" / "iter_4" / "model.pdparams"
     folder.mkdir()
     (folder / "model.pdmodel").write_text("of an older export")
-    assert seg("export", config, "--model_path", weights, "--save_dir", folder, "--output_op", "none") == 0
+    assert seg("export", config, "--model_path", weights, "--save_dir", folder, "--output_op", "none", *MISSING) == 0
     deploy = yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]
     assert sorted(path.suffix for path in folder.glob("model.*") if path.suffix != ".info") == sorted(
         [Path(deploy["model"]).suffix, ".pdiparams"]
@@ -265,16 +270,6 @@ def test_a_file_in_place_of_save_dir_is_kept(config, capsys, name):
     run = cyclemlp("seg", script, "--save_dir", config.parent / name, cwd=config.parent)
     assert (run.returncode, run.stdout) == (1, "")
     assert file.read_text() == "mine"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("action", ["val", "export"])
-def test_given_weights_leave_the_pretrained_backbone_out(trained, tmp_path, action):
-    config, _ = trained
-    missing = ["--opts", "model.backbone.pretrained=missing.pdparams", "model.pretrained=missing.pdparams"]
-    weights = ["--model_path", config.parent / "out" / "iter_4" / "model.pdparams"]
-    saved = ["--save_dir", tmp_path / "exported"] if action == "export" else []
-    assert seg(action, config, *missing, *weights, *saved) == 0
 
 
 def test_weights_of_another_model_are_refused(config, capsys, tmp_path):

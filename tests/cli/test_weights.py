@@ -1,5 +1,7 @@
 """`cyclemlp weights`: lists, fetches and checks files."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,10 @@ def test_list_names_every_published_file_and_those_that_are_here(capsys, tmp_pat
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [[name, url] for name, url in loading.PUBLISHED.items()]
     assert [str(here) in line for line in lines] == [False, True, False, False, False]
+    assert main(["weights", "list", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {name: row["url"] for name, row in told.items()} == loading.PUBLISHED
+    assert [row["path"] for row in told.values()] == [None, str(here), None, None, None]
 
 
 def test_check_tells_size_hash_and_what_the_network_says(capsys, tmp_path):

@@ -27,6 +27,7 @@ PAGES = [ROOT / "README.md", ROOT / "README_zh.md", *sorted((ROOT / "docs").rglo
 RUN_WHOLE = {
     "own-data-segmentation.md": "tests/docs/test_own_data.py",
     "own-data-detection.md": "tests/docs/test_own_data.py",
+    "own-data-classification.md": "tests/docs/test_own_data.py",
     "quickstart.md": "tests/test_documents.py",
     "paddlex.md": "tests/paddlex/test_page.py",
 }
@@ -139,11 +140,11 @@ def test_every_command_is_understood(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     targets = set(re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[0].split())
     extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.M))
-    for words in commands(page):
+    for words in commands(page) if page.name not in RUN_WHOLE else ():
         if (argv := as_ours(words)) is not None:
             assert argv[0] in COMMANDS, words
             parse(argv, monkeypatch)
-        elif page.name not in RUN_WHOLE:
+        else:
             known = [foreign for foreign in FOREIGN if " ".join(words).startswith(foreign)]
             assert known, f"{page.name}: nothing runs, parses or knows {words}"
             if words[0] == "make":

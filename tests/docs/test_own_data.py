@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.adapters.tiny_seg import REPOSITORY
-from tests.datasets.own_data import SIZE, scenes, write_labelme, write_voc
+from tests.datasets.own_data import CLASSES, SIZE, scenes, write_labelme, write_voc
 
 
 def run_page(name, folder):
@@ -25,6 +25,10 @@ def run_page(name, folder):
             (folder / body.split()[1]).write_text(body)
     write_labelme(folder / "photos", 16)
     write_voc(folder / "voc", 16)
+    for index, scene in enumerate(scenes(16)):  # the classifier's, beside LabelMe's
+        target = folder / "photos" / "train" / CLASSES[index % 2] / f"{index:02d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene.image).save(target)
     (folder / "new_photos").mkdir()
     for index, scene in enumerate(scenes(2, "val")):
         Image.fromarray(scene.image).save(folder / "new_photos" / f"new{index}.jpg")
@@ -84,3 +88,18 @@ def test_the_page_of_detection(tmp_path):
     assert {*pictures(tmp_path / "output" / "drawn")} == {"new0.jpg", "new1.jpg"}
     assert {*pictures(tmp_path / "results" / "overlays")} == {"new0.jpg", "new1.jpg"}
     assert json.loads((tmp_path / "results" / "images.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_page_of_classification(tmp_path):
+    output = run_page("own-data-classification.md", tmp_path)
+    assert "no fault found" in output
+    check = json.loads((tmp_path / "check.json").read_text())
+    assert [[row["images"] for row in split["classes"]] for split in check] == [[6, 6], [2, 2]]
+    told = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert [run.get("steps", run.get("images")) for run in told] == [3, 4]
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["name", "new0.jpg", "new1.jpg"]
+    named = (tmp_path / "results" / "results.csv").read_text().splitlines()
+    assert {row.split(",")[3] for row in named[1:]} == set(CLASSES)
+    assert {*pictures(tmp_path / "results" / "overlays")} == {"new0.jpg", "new1.jpg"}

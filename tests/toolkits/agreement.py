@@ -1,6 +1,7 @@
 """`agreement.py ROOT CONFIG WEIGHTS EXPORTED`: whether the model that the checkout ROOT exported equals its dygraph.
 
-The largest difference allowed is 1e-4. Prints, as JSON, the repairs that the checkout needed.
+The largest difference allowed is 1e-4. Of masks, which are cut at a score of one half, so that rounding can turn a
+pixel, it is the share of pixels that differ. Prints, as JSON, the repairs that the checkout needed.
 """
 
 import json
@@ -82,6 +83,8 @@ def main() -> None:
         if len(actual) != len(expected):
             raise ValueError(f"{len(actual)} outputs, {len(expected)} in dygraph")
         for some, others in zip(actual, expected):
+            is_mask = others.ndim == 3 and others.dtype.kind == "i"
+            some, others = ((some != others).mean(), 0) if is_mask else (some, others)
             np.testing.assert_allclose(some, others, rtol=0, atol=1e-4)
         if not (np.abs(expected[0]) > 0).any():
             raise ValueError("nothing was predicted")

@@ -76,7 +76,7 @@ def _training_log_indexes_scalars() -> bool:
     "training_log_scalar", until="PaddleSeg 2.9.1, which logs float(loss)", needed=_training_log_indexes_scalars
 )
 def _repair_training_log() -> None:
-    """Train() takes element 0 of losses that have no axis, an IndexError since Paddle 2.6."""
+    """`train` takes element 0 of losses that have no axis, an IndexError since Paddle 2.6."""
     module = _train_module()
     compute = module.loss_computation
 
@@ -99,7 +99,7 @@ def _checkpoints_want_an_evaluation() -> bool:
     needed=_checkpoints_want_an_evaluation,
 )
 def _repair_checkpoints() -> None:
-    """Train() without a val_dataset ends at its first checkpoint, an UnboundLocalError.
+    """`train` without a val_dataset ends at its first checkpoint, an UnboundLocalError.
 
     Local variables can be given a value in the source only; it goes into an existing line, for tracebacks.
     """
@@ -136,7 +136,7 @@ def _calculate_area(
 
 @REPAIRS.row("areas_of_scalars", until="PaddleSeg 2.9.1, which stacks them", needed=_areas_concatenate_scalars)
 def _repair_areas() -> None:
-    """Calculate_area concatenates tensors that have no axis, a ValueError since Paddle 2.6."""
+    """`calculate_area` concatenates tensors that have no axis, a ValueError since Paddle 2.6."""
     metrics.calculate_area = _calculate_area
 
 
@@ -149,7 +149,7 @@ def _deploy_names_another_program() -> bool:
     "deploy_program", until="not mended upstream (develop of October 2024)", needed=_deploy_names_another_program
 )
 def _repair_deploy() -> None:
-    """Deploy.yaml of tools/export.py names model.pdmodel, where Paddle 3 writes model.json."""
+    """The deploy.yaml of tools/export.py names model.pdmodel, where Paddle 3 writes model.json."""
     named = DeployConfig.model.fget
 
     def existing_program(self: DeployConfig) -> str:
