@@ -105,7 +105,7 @@ demo-det: .venv/installed
 compare-backbones: .venv/installed
 	.venv/bin/python demo/compare.py --seconds $(BUDGET) --out output/compare
 
-WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
+WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
 
 # A process of one thread for each core, up to 8: tests mostly start programs and wait for them, which one thread does.
 test: .venv/installed
