@@ -154,7 +154,7 @@ def save_paddle(
     For a CPU, `products` is as in `open_size_forms`.
     """
     model.layer.eval()
-    form = cpu_graph_forms(model.layer) if device == "cpu" else contextlib.nullcontext()
+    form = cpu_graph_forms(model.layer, onnx=not products) if device == "cpu" else contextlib.nullcontext()
     old = paddle.__version__.startswith("2.")  # whose oneDNN takes interpolations, and fails at the forms
     sizes = contextlib.nullcontext() if old else open_size_forms(products=products and device == "cpu")
     with writable_home(), warnings.catch_warnings(), _whole_graphs(), sizes, form:

@@ -1,7 +1,6 @@
 """Forms that exported graphs run, or run fast, in: an export's choice, the network itself has one form.
 
-The plain graph was slower with Paddle's predictor, with and without oneDNN, and a little so with ONNX Runtime. On a GPU
-these forms have not been measured, and exports for one keep the plain graph.
+On a GPU these forms have not been measured, and exports for one keep the plain graph.
 """
 
 from __future__ import annotations
@@ -10,82 +9,237 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from cyclemlp_backbones.cyclenet import CycleMixer, CycleNet, Mlp, by_residue, with_zeros
-from cyclemlp_backbones.fast_cpu import rows_of_all
+from cyclemlp_backbones.cyclenet import CycleBlock, CycleMixer, CycleNet, with_zeros
 
 _END = 2**31 - 1  # of a slice that goes on to the end
+_PADDLE_2 = paddle.__version__.startswith("2.")  # whose convolution wants to know the channels of an open map
 
 
 @contextlib.contextmanager
-def cpu_graph_forms(model: nn.Layer) -> Iterator[None]:
-    """While it lasts, every CycleNet in `model` is recorded in the forms for a CPU.
+def cpu_graph_forms(model: nn.Layer, *, onnx: bool = False) -> Iterator[None]:
+    """While it lasts, every CycleNet in `model` is recorded in the form for a CPU, `GraphNet`, which has its weights.
 
-    The mixers of the first two stages are merged, one matrix per sample: their maps have the more positions than twice
-    their channels, where that pays. A graph with open sizes cannot ask.
+    `onnx`: with F.pad, which corrupts memory under Paddle's oneDNN.
     """
     networks = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, CycleNet)]
-    before = {}
     for network in networks:
-        for layer in network.sublayers():
-            if isinstance(layer, Mlp):
-                before[layer] = type(layer)
-                layer.__class__ = _RowsMlp
-        for block in [*network.network[0], *network.network[2]]:
-            if block.attn.reweight is not None:  # a plain sum is one graph of products already
-                before[block.attn] = type(block.attn)
-                block.attn.__class__ = _MergedMixer
+        network.graph = GraphNet(network, onnx)
+        network.__dict__["forward_features"] = network.graph.forward
     try:
         yield
     finally:
-        for layer, kind in before.items():
-            layer.__class__ = kind
+        for network in networks:
+            del network.graph, network.__dict__["forward_features"]
 
 
-class _RowsMlp(Mlp):
-    """Mlp over a matrix of rows, of which oneDNN and ONNX Runtime fuse more."""
+class _Map(NamedTuple):
+    """What the blocks of a stage share, which hangs on the size of its map alone."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.fc2(F.gelu(self.fc1(x.reshape([-1, x.shape[-1]]))))
-        sizes = paddle.shape(x)
-        return rows.reshape([*(sizes[axis] for axis in range(len(x.shape) - 1)), rows.shape[-1]])
-
-
-class _MergedMixer(CycleMixer):
-    """The branches, gates and projection as one matrix per sample, a linear map of what the branches read."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        groups = by_residue(x, 3)
-        one, two = groups[1:]
-        shifted = [_read_next(one, 2), _read_last(two, 2), _read_next(one, 1), _read_last(two, 1)]
-        read = paddle.concat([*groups, *shifted], axis=3)
-        weights = [self.sfc_h.weight.flatten(1), self.sfc_w.weight.flatten(1), self.mlp_c.weight.t()]  # [C_out, C_in]
-        weights = [paddle.concat(by_residue(weight, 3), axis=1).t() for weight in weights]
-        biases = [self.sfc_h.bias, self.sfc_w.bias]
-
-        gates = self.gates(paddle.matmul(read.mean([1, 2]), rows_of_all(*weights)) + biases[0] + biases[1])
-        gated = [weight * gate.unsqueeze(1) for weight, gate in zip(weights, gates)]
-        merged = paddle.matmul(rows_of_all(*gated), self.proj.weight)
-        bias = self.proj(biases[0] * gates[0] + biases[1] * gates[1])
-
-        y = paddle.matmul(read.reshape([0, -1, read.shape[3]]), merged) + bias.unsqueeze(1)
-        sizes = paddle.shape(x)
-        return y.reshape([sizes[0], sizes[1], sizes[2], self.channels])
+    sizes: Tensor
+    """N, H, W, C."""
+    ones: Tensor
+    """[N, H, W, 1]."""
+    share: Tensor
+    """[N, 1, H * W], of a position in a mean, which both runtimes take faster as a product."""
+    borders: tuple[Tensor, ...]
+    """Zeros [N, 1, W, C] and [N, H + 2, 1, C]; nothing where F.pad pads."""
 
 
-def _read_next(x: Tensor, axis: int) -> Tensor:
-    """`x` read at p + 1 along `axis`, zero outside."""
-    return paddle.slice(with_zeros(x, axis, 0, 1), [axis], [1], [_END])
+class GraphNet(nn.Layer):
+    """A CycleNet's `forward_features` in few operators, on copies of its weights that are rearranged once, here.
+
+    Features are rows, [N, H * W, C]: oneDNN and ONNX Runtime fuse their products with what follows, and each operator
+    on a map [N, H, W, C] reads or makes a shift. Within a stage, channels are in the order of their residues by 3, so
+    that those which a mixer reads at one offset are one slice. The mixers of the first two stages are merged: their
+    maps have the more positions than twice their channels, where that pays. A graph with open sizes cannot ask.
+    """
+
+    def __init__(self, network: CycleNet, onnx: bool):
+        super().__init__()
+        self.onnx = onnx
+        self.projections, self.stages, self.norms = nn.LayerList(), nn.LayerList(), nn.LayerList()
+        self.natural: list[list[int]] = []  # where the natural order's channels are, for stages that are given out
+        order = np.arange(network.in_channels)
+        for stage, index in enumerate((0, 2, 4, 6)):
+            old = network.network[index - 1].proj if stage else network.patch_embed.proj
+            given, channels = order, old.weight.shape[0]
+            order = np.concatenate([np.arange(residue, channels, 3) for residue in range(3)])
+            projection = nn.Conv2D(len(given), channels, old._kernel_size, old._stride, old._padding)
+            self.projections.append(_with(projection, old.weight.numpy()[order][:, given], old.bias.numpy()[order]))
+            self.stages.append(nn.LayerList([_Block(block, order, stage < 2) for block in network.network[index]]))
+            name = network._norms.get(stage)
+            self.norms.append(nn.Identity() if name is None else _norm(getattr(network, name), order))
+            self.natural.append([] if name is None else np.argsort(order).tolist())
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """As `CycleNet.forward_features`."""
+        maps, x = [], image
+        for projection, blocks, norm, natural in zip(self.projections, self.stages, self.norms, self.natural):
+            x = projection(x).transpose([0, 2, 3, 1])
+            sizes, ones = paddle.shape(x), paddle.ones_like(x[:, :, :, :1])
+            borders = () if self.onnx else (x[:, :1], with_zeros(x, 1, 1, 1)[:, :, :1])
+            share = F.softmax(ones.reshape([0, 1, -1]))
+            stage = _Map(sizes, ones, share, tuple(paddle.zeros_like(border) for border in borders))
+            known = [sizes[0], sizes[1], sizes[2], x.shape[3]] if _PADDLE_2 else sizes
+            x = x.reshape([0, -1, x.shape[3]])
+            for block in blocks:
+                x = block(x, stage)
+            if natural:
+                y = norm(x).reshape(known).transpose([0, 3, 1, 2])
+                maps.append(paddle.gather(y, paddle.to_tensor(natural), axis=1))
+            x = x.reshape(known).transpose([0, 3, 1, 2])
+        return maps
 
 
-def _read_last(x: Tensor, axis: int) -> Tensor:
-    """`x` read at p - 1 along `axis`, zero outside."""
-    return paddle.slice(with_zeros(x, axis, 1, 0), [axis], [0], [-1])
+def _with(layer: nn.Layer, weight: np.ndarray, bias: np.ndarray | None) -> nn.Layer:
+    layer.weight.set_value(weight)
+    if bias is not None:
+        layer.bias.set_value(bias)
+    return layer
+
+
+def _norm(old: nn.LayerNorm, order: np.ndarray) -> nn.Layer:
+    return _with(nn.LayerNorm(len(order), old._epsilon), old.weight.numpy()[order], old.bias.numpy()[order])
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray | None = None) -> nn.Layer:
+    return _with(nn.Linear(*weight.shape, bias_attr=None if bias is not None else False), weight, bias)
+
+
+class _Block(nn.Layer):
+    def __init__(self, block: CycleBlock, order: np.ndarray, merged: bool):
+        super().__init__()
+        self.norm1, self.norm2 = _norm(block.norm1, order), _norm(block.norm2, order)
+        kind = _Sum if block.attn.reweight is None else _Merged if merged else _Gated
+        self.mixer = kind(block.attn, order)
+        fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+        self.fc1 = _linear(fc1.weight.numpy()[order], fc1.bias.numpy())
+        self.fc2 = _linear(fc2.weight.numpy()[:, order], fc2.bias.numpy()[order])
+
+    def forward(self, x: Tensor, stage: _Map) -> Tensor:
+        x = x + self.mixer(self.norm1(x), stage)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class _Mixer(nn.Layer):
+    """Reading, for the forms of CycleMixer below: rows [N, H * W, C] -> rows, in a stage's order of channels."""
+
+    def __init__(self, mixer: CycleMixer, order: np.ndarray):
+        super().__init__()
+        channels = self.channels = mixer.channels
+        self.first, self.second = (int(np.sum(order % 3 < residue)) for residue in (1, 2))  # where residues begin
+        c, h, w = mixer.mlp_c, mixer.sfc_h, mixer.sfc_w
+        weights = [c.weight.numpy(), *(one.weight.numpy().reshape([channels, channels]).T for one in (h, w))]
+        self.weights = np.stack(weights)[:, order]  # [3, C_in, C_out]
+        self.biases = np.stack([np.zeros(channels, np.float32), np.asarray(h.bias), np.asarray(w.bias)])  # [3, C_out]
+
+    def shifted(self, x: Tensor, borders: tuple[Tensor, ...]) -> list[Tensor]:
+        """Residues 1 and 2 of a map as `sfc_h` reads them, along the width, and as `sfc_w` does, along the height."""
+        if borders:
+            row, column = borders
+            x = paddle.concat([column, paddle.concat([row, x, row], axis=1), column], axis=2)
+        else:
+            x = F.pad(x, [0, 0, 1, 1, 1, 1, 0, 0])
+        return [
+            paddle.slice(x, [1, 2, 3], [1, 2, self.first], [-1, _END, self.second]),
+            paddle.slice(x, [1, 2, 3], [1, 0, self.second], [-1, -2, _END]),
+            paddle.slice(x, [1, 2, 3], [2, 1, self.first], [_END, -1, self.second]),
+            paddle.slice(x, [1, 2, 3], [0, 1, self.second], [-2, -1, _END]),
+        ]
+
+    def rows_of_all(self, weights: np.ndarray, before: int = 0) -> np.ndarray:
+        """Rows for x and `shifted` of it, [before + 7 C / 3, C_out], of the branches' [3, before + C, C_out].
+
+        All branches read residue 0, and the `before` rows, in one place.
+        """
+        first = before + self.first
+        return np.concatenate([weights[:, :first].sum(0), *weights[:, first:]])
+
+
+class _Sum(_Mixer):
+    """The branches and projection without `reweight` as one matrix."""
+
+    def __init__(self, mixer: CycleMixer, order: np.ndarray):
+        super().__init__(mixer, order)
+        weight, bias = mixer.proj.weight.numpy()[:, order], mixer.proj.bias.numpy()[order]
+        self.proj = _linear(self.rows_of_all(self.weights) @ weight, self.biases.sum(0) @ weight + bias)
+
+    def forward(self, x: Tensor, stage: _Map) -> Tensor:
+        x = x.reshape(stage.sizes)
+        read = paddle.concat([x, *self.shifted(x, stage.borders)], axis=3)
+        return self.proj(read.reshape([0, -1, self.proj.weight.shape[0]]))
+
+
+class _Merged(_Mixer):
+    """The branches, gates and projection as one matrix per sample, a linear map of 1 and what the branches read.
+
+    A row and a column more hold the biases: a branch takes [1, x] to [y, 1], the gates' sum to [y, 1] too.
+    """
+
+    def __init__(self, mixer: CycleMixer, order: np.ndarray):
+        super().__init__(mixer, order)
+        weights = np.zeros([3, self.channels + 1, self.channels + 1], np.float32)
+        weights[:, 1:, :-1], weights[:, 0, :-1], weights[:, 0, -1] = self.weights, self.biases, 1
+        self.branches = self.create_parameter(
+            [1, *weights.shape],  # oneDNN wants as many axes as the gates have
+            default_initializer=nn.initializer.Assign(weights[None]),
+        )
+        fc1, fc2 = mixer.reweight.fc1, mixer.reweight.fc2
+        weight = self.rows_of_all(weights[:, :, :-1], 1) @ fc1.weight.numpy()
+        weight[0] += fc1.bias.numpy()
+        self.fc1 = _linear(weight)
+        self.fc2 = _linear(*_by_branch(fc2, 1))
+        self.proj = _linear(np.concatenate([mixer.proj.weight.numpy(), mixer.proj.bias.numpy()[None]])[:, order])
+
+    def forward(self, x: Tensor, stage: _Map) -> Tensor:
+        x = x.reshape(stage.sizes)
+        read = paddle.concat([stage.ones, x, *self.shifted(x, stage.borders)], axis=3)
+        read = read.reshape([0, -1, self.fc1.weight.shape[0]])
+        hidden = F.gelu(self.fc1(paddle.matmul(stage.share, read)))
+        gates = F.softmax(self.fc2(hidden).reshape([-1, 3, 1, self.channels + 1]), axis=1)
+        gated = gates * self.branches  # as `rows_of_all`:
+        by_all = paddle.slice(gated, [2], [0], [1 + self.first]).sum(1)
+        by_one = paddle.slice(gated, [2], [1 + self.first], [_END])
+        by_one = by_one.reshape([-1, 3 * (self.channels - self.first), self.channels + 1])
+        return paddle.matmul(read, self.proj(paddle.concat([by_all, by_one], axis=1)))
+
+
+class _Gated(_Mixer):
+    """The branches, gated one by one."""
+
+    def __init__(self, mixer: CycleMixer, order: np.ndarray):
+        super().__init__(mixer, order)
+        c, h, w = self.weights
+        self.c, self.h, self.w = _linear(c), _linear(h, self.biases[1]), _linear(w, self.biases[2])
+        fc1, fc2 = mixer.reweight.fc1, mixer.reweight.fc2
+        self.fc1 = _linear(fc1.weight.numpy(), fc1.bias.numpy())
+        self.fc2 = _linear(*_by_branch(fc2, 0))
+        self.proj = _linear(mixer.proj.weight.numpy()[:, order], mixer.proj.bias.numpy()[order])
+
+    def forward(self, x: Tensor, stage: _Map) -> Tensor:
+        rows, x = x, x.reshape(stage.sizes)
+        x0, (h1, h2, w1, w2) = paddle.slice(x, [3], [0], [self.first]), self.shifted(x, stage.borders)
+        h, w = (paddle.concat(read, axis=3).reshape([0, -1, self.channels]) for read in ([x0, h1, h2], [x0, w1, w2]))
+        c, h, w = self.c(rows), self.h(h), self.w(w)
+        hidden = F.gelu(self.fc1(paddle.matmul(stage.share, h + w + c)))
+        gates = F.softmax(self.fc2(hidden).reshape([-1, 3, self.channels]), axis=1).split(3, axis=1)
+        return self.proj(c * gates[0] + h * gates[1] + w * gates[2])
+
+
+def _by_branch(fc2: nn.Linear, columns: int) -> Iterator[np.ndarray]:
+    """Weight and bias of a `reweight.fc2` that gives [N, 3, C + `columns`], as rows: the gates branch by branch, in the
+    order of `_Mixer`; those of the columns more are equal."""
+    for part in (fc2.weight.numpy(), fc2.bias.numpy()):
+        c, h, w = (part.reshape([*part.shape[:-1], -1, 3])[..., branch] for branch in (2, 0, 1))
+        gates = np.stack([c, h, w], axis=-2)
+        yield np.pad(gates, [(0, 0)] * (gates.ndim - 1) + [(0, columns)]).reshape([*part.shape[:-1], -1])
 
 
 @contextlib.contextmanager

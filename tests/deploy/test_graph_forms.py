@@ -1,5 +1,7 @@
 """The forms that graphs for a CPU are exported in, against the network."""
 
+from collections import Counter
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -10,6 +12,7 @@ from cyclemlp_backbones.deploy import graph_forms
 from cyclemlp_backbones.deploy.export import IMAGE, Exportable, export
 from cyclemlp_backbones.deploy.manifest import Preprocessing
 from cyclemlp_backbones.deploy.runtime import DeployedModel
+from tests.deploy.conftest import ONNX, SHAPES
 from tests.test_cyclenet import TINY
 
 
@@ -23,25 +26,76 @@ def program(folder):
     return next(path for path in (folder / "model.json", folder / "model.pdmodel") if path.exists()).read_bytes()
 
 
+FORMS = [("paddle", "cpu"), ("paddle", "gpu")] + [("onnx", "cpu"), ("onnx", "gpu")] * ONNX
+
+
 @pytest.mark.parametrize(("num_classes", "swin_like"), [(None, False), (6, False), (None, True)])
-def test_both_forms_compute_what_the_network_does_and_leave_it_as_it_was(tmp_path, num_classes, swin_like):
+def test_all_forms_compute_what_the_network_does_and_leave_it_as_it_was(tmp_path, num_classes, swin_like):
     paddle.seed(1)
     model = CycleNet(**TINY, num_classes=num_classes, swin_like=swin_like)
+    for parameter in model.parameters():  # norms and biases that count
+        parameter.set_value(parameter + 0.1 * paddle.randn(parameter.shape))
     model.eval()
-    kinds = [type(layer) for layer in model.sublayers()]
-    for device in ("cpu", "gpu"):
-        export(exportable(model), tmp_path / device, format="paddle", device=device)
-        assert [type(layer) for layer in model.sublayers()] == kinds
-    programs = [program(tmp_path / device) for device in ("cpu", "gpu")]
+    parts, names = [(name, type(part)) for name, part in model.named_sublayers()], list(model.state_dict())
+    for format, device in FORMS:
+        export(exportable(model), tmp_path / format / device, format=format, device=device)
+        assert [(name, type(part)) for name, part in model.named_sublayers()] == parts
+        assert list(model.state_dict()) == names
+        assert "forward_features" not in vars(model)
+    programs = [program(tmp_path / "paddle" / device) for device in ("cpu", "gpu")]
     assert programs[0] != programs[1]
-    for shape in ([1, 3, 32, 32], [2, 3, 45, 64], [3, 3, 97, 33]):
-        image = paddle.randn(shape)
+    for shape in SHAPES:
+        image = paddle.randn([shape[0], 3, *shape[1:]])
         with paddle.no_grad():
             expected = model(image) if num_classes is None else [model(image)]
-        for device in ("cpu", "gpu"):
-            found = DeployedModel(tmp_path / device).run({"image": image.numpy()})
+        for format, device in FORMS:
+            found = DeployedModel(tmp_path / format / device).run({"image": image.numpy()})
             for y, z in zip(found, expected, strict=True):
-                np.testing.assert_allclose(y, z.numpy(), rtol=0, atol=2e-6 * float(z.abs().max()) + 1e-6)
+                np.testing.assert_allclose(y, z.numpy(), rtol=0, atol=5e-6 * float(z.abs().max()) + 1e-6)
+
+
+def test_an_export_that_fails_leaves_the_network_as_it_was():
+    model = CycleNet(**TINY)
+    names = list(model.state_dict())
+    with pytest.raises(ZeroDivisionError), graph_forms.cpu_graph_forms(model):
+        raise ZeroDivisionError
+    assert list(model.state_dict()) == names
+    assert "forward_features" not in vars(model)
+
+
+def computed_of_constants(nodes):
+    """Kinds of nodes that nothing but constants goes into; paddle2onnx writes an Identity for each."""
+    constant, kinds = set(), set()
+    for node in nodes:
+        if all(name in constant for name in node.input):  # a Constant has no input
+            constant |= {*node.output}
+            kinds.add(node.op_type)
+    return kinds - {"Constant", "Identity"}
+
+
+def test_a_graph_for_a_cpu_rearranges_no_weights_and_shifts_once_a_block(tmp_path):
+    if not ONNX:
+        return
+    import onnx
+
+    model = CycleNet(**TINY)
+    model.eval()
+    nodes = {}
+    for device in ("cpu", "gpu"):
+        export(exportable(model), tmp_path / device, format="onnx", device=device)
+        nodes[device] = onnx.load(str(tmp_path / device / "model.onnx")).graph.node
+    assert {"Transpose", "Concat"} <= computed_of_constants(nodes["gpu"])
+    assert computed_of_constants(nodes["cpu"]) <= {"Reshape", "Unsqueeze"}  # of sizes
+    counts = {
+        device: Counter(node.op_type for node in some if node.op_type not in ("Constant", "Identity"))
+        for device, some in nodes.items()
+    }
+    blocks, stages = sum(TINY["depths"]), len(TINY["depths"])
+    assert counts["cpu"]["Pad"] == blocks
+    assert counts["cpu"]["Transpose"] == 3 * stages - 1  # to rows, to the next convolution, to an output
+    assert counts["cpu"]["LayerNormalization"] == 2 * blocks + stages
+    assert counts["cpu"]["Slice"] < 6 * blocks + 8 * stages
+    assert counts["cpu"].total() < 45 * blocks + 30 * stages < counts["gpu"].total()
 
 
 def test_another_device_is_refused(tmp_path):
