@@ -1,0 +1,156 @@
+"""The chain's comparison: equal time, rates chosen by training data, the table's arithmetic, going on, a short run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from demo import chain, chain_run
+from demo.chain import DOCUMENT, PART, SMOKE, STORED, Experiment, chosen_rate, chosen_steps, main, render, summary
+from demo.chain_run import BACKBONES, TASKS, Run, ap50, batches, examples, normalise
+
+RUN = Run("classify", "cyclemlp_b0", 1e-3, 0, 20, "held-out", 10)
+
+
+def left(run, score, seconds=4.0):
+    return {
+        "run": asdict(run),
+        "score": score,
+        "seconds": seconds,
+        "wall_seconds": 9.0,
+        "parameters": 3_000_000,
+        "curve": [{"steps": run.steps, "seconds": seconds, "score": score}],
+    }
+
+
+def test_every_backbone_gets_the_steps_that_fill_the_same_time():
+    costs = {"slow": 0.6, "fast": 0.09}
+    steps = {name: chosen_steps(45, cost) for name, cost in costs.items()}
+    assert steps == {"slow": 75, "fast": 500}
+    assert all(45 - cost < steps[name] * cost <= 45 for name, cost in costs.items())
+    assert chosen_steps(0.1, 5) == 1
+
+
+def test_a_rate_is_chosen_by_scenes_held_out_of_the_training_data_and_by_no_others():
+    results = [left(replace(RUN, rate=rate), score) for rate, score in ((3e-4, 0.2), (1e-3, 0.5), (3e-3, 0.5))]
+    assert chosen_rate(results) == 1e-3
+    with pytest.raises(ValueError, match="not by: test"):
+        chosen_rate([*results, left(replace(RUN, scored_on="test"), 0.9)])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_scenes_are_of_the_training_split_and_in_no_training(task, monkeypatch):
+    made = []
+    monkeypatch.setitem(TASKS, task, replace(TASKS[task], train_scenes=5))
+    scene = chain_run.make_scene
+    monkeypatch.setattr(
+        chain_run,
+        "make_scene",
+        lambda split, index, **options: made.append((split, index)) or scene(split, index, **options),
+    )
+    for part, count in (("train", 5), ("held-out", 3), ("test", 2)):
+        assert len(examples(task, part, count).images) == count
+    assert made == [("train", index) for index in range(8)] + [("val", 0), ("val", 1)]
+
+
+def test_an_epoch_has_every_scene_and_augmentation_changes_channels_and_contrast_only():
+    data = examples("classify", "train", 6)
+    found = batches(data, 3, np.random.default_rng(0))
+    (images, targets), (others, other_targets) = next(found), next(found)
+    assert sorted([*targets, *other_targets]) == sorted(data.targets)
+    sums, own = (np.sort(batch.sum((2, 3)), 1) for batch in (np.concatenate([images, others]), normalise(data.images)))
+    spread = np.ptp(sums[:, None] / own[None], axis=2)  # of the three channels' factors, by image and scene
+    assert sorted(spread.argmin(1)) == list(range(6))
+    assert spread.min(1).max() < 1e-3
+
+
+def test_ap50_is_cocos():
+    truth = [
+        (np.array([[0, 0, 10, 10]], np.float32), np.array([3])),
+        (np.array([[5, 5, 25, 25]], np.float32), np.array([4])),
+    ]
+    right = [(0, 3, 0.9, 0, 0, 10, 10), (1, 4, 0.8, 5, 5, 25, 25)]
+    assert ap50(right, truth, 32) == pytest.approx(1)
+    assert ap50([right[0], (1, 4, 0.8, 15, 15, 35, 35)], truth, 32) == pytest.approx(0.5)
+    assert ap50([(0, -1, 0, 0, 0, 0, 0)], truth, 32) == 0
+
+
+def test_a_row_has_the_seeds_mean_and_sample_deviation():
+    searched = [left(replace(RUN, rate=rate), score) for rate, score in ((3e-4, 0.25), (1e-3, 0.5))]
+    trained = [
+        left(replace(RUN, seed=seed, scored_on="test"), score, 43 + seed) for seed, score in enumerate((0.5, 0.6, 0.7))
+    ]
+    row = summary(searched, trained)
+    assert row["mean"] == pytest.approx(0.6)
+    assert row["deviation"] == pytest.approx(0.1)
+    machine = {"processor": "P", "threads": "1", "date": "D", "commit": "C"}
+    text = render({"machine": machine, "scale": asdict(chain.Scale()), "rows": [row]})
+    assert (
+        "| pretraining, top-1 | CycleMLP-B0 | 3.0 M | 20 | 44 | 0.250 | *0.500* | **0.600** ± 0.100 |"
+        in text.splitlines()
+    )
+    assert "took 43 to 45 s of CPU" in text
+
+
+def test_the_document_shows_the_stored_result_and_each_rate_is_the_best_of_the_held_out_scenes():
+    result = json.loads(STORED.read_text())
+    assert PART.read(DOCUMENT) == render(result)
+    for row in result["rows"]:
+        assert row["held_out"][f"{row['rate']:g}"] == max(row["held_out"].values())
+        assert (
+            abs(np.mean(row["seconds"]) / np.mean([np.mean(other["seconds"]) for other in result["rows"]]) - 1) < 0.25
+        )
+
+
+@pytest.mark.slow
+def test_a_short_run_goes_along_the_chain_and_goes_on_where_it_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["chain.py", "--smoke", "--backbones", "cyclemlp_b0", "--out", str(tmp_path)])
+    assert main() == 0
+    runs = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*-*.json")}
+    assert len(runs) == 3 * (len(SMOKE.rates) + len(SMOKE.seeds))
+    for result in runs.values():
+        run = result["run"]
+        if run["task"] == "classify":
+            assert run["start"] is None
+            continue
+        start = runs[run["start"]]["run"]  # never a start of the other kind: the search has weights of its own
+        assert (start["task"], start["scored_on"], start["seed"]) == ("classify", run["scored_on"], run["seed"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row["task"] for row in result["rows"]] == list(TASKS)
+    assert all(len(row["scores"]) == 2 for row in result["rows"])
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+    called = []
+
+    def restore(self, request, name):
+        called.append(name)
+        (self.folder / f"{name}.json").write_text(json.dumps(runs[name]))
+
+    monkeypatch.setattr(Experiment, "call", restore)
+    assert main() == 0
+    assert called == []
+    lost = next(name for name in runs if name.startswith("detect"))
+    (tmp_path / "runs" / f"{lost}.json").unlink()
+    assert main() == 0
+    assert called == [lost]
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_pretrained_weights_reach_every_task_whole(backbone, tmp_path):
+    import paddle
+
+    first = chain_run.Trainer("classify", backbone, 1e-3, 2, 0)
+    first.step()
+    paddle.save(first.backbone.state_dict(), str(tmp_path / "start.pdparams"))
+    for task in ("segment", "detect"):
+        later = chain_run.Trainer(task, backbone, 1e-3, 2, 1, tmp_path / "start.pdparams")
+        state = later.backbone.state_dict()
+        assert all(bool((state[name] == value).all()) for name, value in first.backbone.state_dict().items())
+        names = {p.name for p in later.model.parameters() if not p.stop_gradient}
+        assert names >= {p.name for p in later.backbone.parameters()}
+        assert np.isfinite(later.step())
