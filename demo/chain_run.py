@@ -1,6 +1,6 @@
-"""One run of `make compare-chain`, a process with one thread: trains a backbone for one task and scores it.
+"""Runs of `make compare-chain`, in a process with one thread: each trains a backbone for one task and scores it.
 
-    python demo/chain_run.py '{"run": {…}}'          (the fields of Run; chain.py makes them)
+    python demo/chain_run.py '{"runs": [{…}, …]}'    (the fields of Run; chain.py makes them)
     python demo/chain_run.py '{"measure": {…}}'      (seconds of a step of every backbone)
 
 Loop, data and augmentation are the same for all backbones and tasks; heads, losses and metrics are the toolkits' own.
@@ -9,6 +9,7 @@ Loop, data and augmentation are the same for all backbones and tasks; heads, los
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -31,29 +32,17 @@ from demo.steps import ROOT, write_json
 RETINANET = ROOT / "det_configs" / "demo" / "retinanet_cyclemlp_b0_digits.yml"
 ANCHORS = "RetinaHead.anchor_generator.octave_base_scale=3.0"  # 24 pixels and more: digits have 20 to 30
 NARROW = {"fpn_channels": 64, "head_channels": 64}  # as in the demos: wide heads would cost more than the backbones
-POINTS = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the steps after which a run with a seed is scored, for the curves."""
+SIZE, BATCH_SIZE = 32, 16
+TRAIN_SCENES = 4000
+CURVE_POINTS = 20
 DATA_SEED = 0
 
-
-@dataclass(frozen=True)
-class Task:
-    """`size` x `size` pixels with up to `max_digits` digits, of which `train_scenes` are learnt from."""
-
-    title: str
-    metric: str
-    size: int
-    max_digits: int
-    batch_size: int
-    train_scenes: int
-
-
 TASKS = {
-    "classify": Task("pretraining", "top-1", 32, 1, 16, 8000),
-    "segment": Task("segmentation", "mIoU", 64, 4, 8, 3000),
-    "detect": Task("detection", "AP50", 64, 4, 8, 3000),
+    "classify": ("pretraining", "top-1"),
+    "segment": ("segmentation", "mIoU"),
+    "detect": ("detection", "AP50"),
 }
-"""A digit that fills 32 pixels is as large as one of four in 64."""
+"""Title and metric; all are of the same scenes of one digit: which it is, its pixels, its box."""
 
 BACKBONES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cyclemlp_b1": ("CycleMLP-B1", "CycleMLP_B1", {"drop_path_rate": 0.0}),
@@ -104,16 +93,13 @@ def _target(task: str, scene: Scene) -> Any:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), np.array([d.value for d in scene.digits])
 
 
+@functools.cache
 def examples(task: str, part: str, count: int) -> Examples:
-    """The first `count` of a part: "train" (at most the task's own number), "held-out" (the training split's scenes
-    after those), or "test"."""
-    spec = TASKS[task]
-    first = spec.train_scenes if part == "held-out" else 0
+    """The first `count` of a part: "train" (TRAIN_SCENES at most), "held-out" (the training split's scenes after
+    those), or "test"."""
+    first = TRAIN_SCENES if part == "held-out" else 0
     split = "val" if part == "test" else "train"
-    scenes = [
-        make_scene(split, index, size=spec.size, seed=DATA_SEED, max_digits=spec.max_digits)
-        for index in range(first, first + count)
-    ]
+    scenes = [make_scene(split, i, size=SIZE, seed=DATA_SEED, max_digits=1) for i in range(first, first + count)]
     targets = [_target(task, scene) for scene in scenes]
     return Examples(np.stack([s.image for s in scenes]), targets if task == "detect" else np.array(targets, np.int64))
 
@@ -242,9 +228,7 @@ class Trainer:
             assert state.keys() == self.backbone.state_dict().keys()
             self.backbone.set_state_dict(state)
         self.model, self.loss = BUILDERS[task](self.backbone)
-        self.batches = batches(
-            examples(task, "train", TASKS[task].train_scenes), TASKS[task].batch_size, np.random.default_rng(seed)
-        )
+        self.batches = batches(examples(task, "train", TRAIN_SCENES), BATCH_SIZE, np.random.default_rng(seed))
         decayed = {p.name for p in self.model.parameters() if p.ndim > 1}
         self.optimizer = paddle.optimizer.AdamW(
             rate,
@@ -274,7 +258,7 @@ class Trainer:
         self.done += 1
         return float(loss)
 
-    def score(self, data: Examples, batch_size: int = 50) -> float:
+    def score(self, data: Examples, batch_size: int = 100) -> float:
         """The task's metric, 0 to 1."""
         import paddle
 
@@ -346,34 +330,33 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
     """Trains and scores; what is measured, with the backbone's weights beside it in `folder` if others begin with them.
 
     `seconds` are this process's CPU time in its steps, data included and scoring excluded; `wall_seconds` what the
-    clock on the wall said of the same steps.
+    clock on the wall said of the same steps; `curve` the mean loss of every twentieth of the steps, before the updates.
     """
     import paddle
 
     start = None if run.start is None else folder / f"{run.start}.pdparams"
     trainer = Trainer(run.task, run.backbone, run.rate, run.steps, run.seed, start)
-    data = examples(run.task, run.scored_on, run.scenes)
-    points = POINTS if run.scored_on == "test" else (1.0,)
-    scored_after = {max(1, round(share * run.steps)) for share in points}
-    curve, losses, seconds, wall = [], [], 0.0, 0.0
-    while trainer.done < run.steps:
+    seconds, wall, losses = [0.0], 0.0, []
+    for _ in range(run.steps):
         cpu, clock = time.process_time(), time.perf_counter()
         losses.append(trainer.step())
-        seconds += time.process_time() - cpu
+        seconds.append(seconds[-1] + time.process_time() - cpu)
         wall += time.perf_counter() - clock
-        if trainer.done in scored_after:
-            curve.append({"steps": trainer.done, "seconds": round(seconds, 2), "score": round(trainer.score(data), 4)})
+    score = trainer.score(examples(run.task, run.scored_on, run.scenes))
     if run.task == "classify":
         state = trainer.backbone.state_dict()
         write_atomically(folder / f"{run.key}.pdparams", lambda path: paddle.save(state, str(path)))
+    parts = np.array_split(np.arange(run.steps), min(CURVE_POINTS, run.steps))
     return {
         "run": asdict(run),
-        "score": curve[-1]["score"],
-        "seconds": round(seconds, 2),
+        "score": round(score, 4),
+        "seconds": round(seconds[-1], 2),
         "wall_seconds": round(wall, 2),
         "parameters": sum(p.size for p in trainer.backbone.parameters()),
-        "curve": curve,
-        "losses": [round(loss, 4) for loss in losses],
+        "curve": [
+            {"seconds": round(seconds[part[-1] + 1], 2), "loss": round(float(np.mean([losses[i] for i in part])), 4)}
+            for part in parts
+        ],
     }
 
 
@@ -382,7 +365,7 @@ def step_seconds(tasks: Sequence[str], backbones: Sequence[str], rounds: int) ->
     times: dict[str, dict[str, float]] = {}
     for task in tasks:
         calls = {name: Trainer(task, name, 1e-4, 1000, 0).step for name in backbones}
-        found = measure(calls, rounds=rounds, least_seconds=0.5, clock=time.process_time)
+        found = measure(calls, rounds=rounds, least_seconds=0.3, clock=time.process_time)
         times[task] = {name: timing.minimum for name, timing in found.items()}
     return times
 
@@ -393,9 +376,10 @@ def main(request: Mapping[str, Any]) -> None:
         measured = {"machine": describe_machine(), "seconds": step_seconds(**request["measure"])}
         write_atomically(folder / "measured.json", lambda path: write_json(path, measured))
         return
-    run = Run(**request["run"])
-    result = train(run, folder)
-    write_atomically(folder / f"{run.key}.json", lambda path: write_json(path, result))
+    for values in request["runs"]:
+        run = Run(**values)
+        result = train(run, folder)
+        write_atomically(folder / f"{run.key}.json", lambda path, result=result: write_json(path, result))
 
 
 if __name__ == "__main__":
