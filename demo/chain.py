@@ -92,13 +92,13 @@ class Experiment:
             raise DemoFailure(f"{name} ended with status {status}\n{log.read_text()[-2000:]}")
 
     def measure(self) -> dict[str, Any]:
-        """The machine, and the seconds of a step by task and backbone: those of an earlier call if it had these
-        backbones, so that its runs still count."""
+        """The machine, and the seconds of a step by task and backbone; those of an earlier call are kept, so that its
+        runs still count."""
         path = self.folder / "measured.json"
-        if not path.is_file() or not {*self.backbones} <= read_json(path)["seconds"][PRETRAINING].keys():
+        known = read_json(path)["seconds"][PRETRAINING] if path.is_file() else {}
+        if missing := [backbone for backbone in self.backbones if backbone not in known]:
             print(f"== seconds of a step, {self.scale.rounds} rounds in turns", flush=True)
-            request = {"tasks": list(TASKS), "backbones": list(self.backbones), "rounds": self.scale.rounds}
-            self.call({"measure": request}, "measured")
+            self.call({"measure": {"backbones": missing, "rounds": self.scale.rounds}}, "measured")
         measured: dict[str, Any] = read_json(path)
         return measured
 

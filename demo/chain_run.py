@@ -47,8 +47,8 @@ TASKS = {
 BACKBONES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cyclemlp_b1": ("CycleMLP-B1", "CycleMLP_B1", {"drop_path_rate": 0.0}),
     "resnet50_vd": ("ResNet-50-vd", "ResNet50_vd", {"output_stride": 32}),
-    "cyclemlp_b0": ("CycleMLP-B0", "CycleMLP_B0", {"drop_path_rate": 0.0}),
     "mit_b0": ("MiT-B0", "MixVisionTransformer_B0", {}),
+    "cyclemlp_b0": ("CycleMLP-B0", "CycleMLP_B0", {"drop_path_rate": 0.0}),
 }
 """Title, name in PaddleSeg's registry, and arguments."""
 
@@ -360,21 +360,28 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def step_seconds(tasks: Sequence[str], backbones: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
-    """CPU seconds of a step of every backbone for every task: the least of `rounds` in turns."""
-    times: dict[str, dict[str, float]] = {}
-    for task in tasks:
-        calls = {name: Trainer(task, name, 1e-4, 1000, 0).step for name in backbones}
-        found = measure(calls, rounds=rounds, least_seconds=0.3, clock=time.process_time)
-        times[task] = {name: timing.minimum for name, timing in found.items()}
-    return times
+def step_seconds(
+    task: str, backbones: Sequence[str], rounds: int, known: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """CPU seconds of a step of `backbones`: the least of `rounds` in turns. Where others are `known`, the first of them
+    takes its turns too, and the times are put in relation to its known one: the machine may have been faster then."""
+    reference = next(iter(known or {}), backbones[0])
+    names = dict.fromkeys([reference, *backbones])
+    calls = {name: Trainer(task, name, 1e-4, 1000, 0).step for name in names}
+    found = measure(calls, rounds=rounds, least_seconds=0.3, clock=time.process_time)
+    scale = known[reference] / found[reference].minimum if known else 1.0
+    return {name: scale * found[name].minimum for name in backbones}
 
 
 def main(request: Mapping[str, Any]) -> None:
     folder = Path(request["folder"])
     if "measure" in request:
-        measured = {"machine": describe_machine(), "seconds": step_seconds(**request["measure"])}
-        write_atomically(folder / "measured.json", lambda path: write_json(path, measured))
+        path = folder / "measured.json"
+        empty = {"machine": describe_machine(), "seconds": {task: {} for task in TASKS}}
+        measured = json.loads(path.read_text()) if path.is_file() else empty
+        for task, known in measured["seconds"].items():
+            known |= step_seconds(task, **request["measure"], known=dict(known))
+        write_atomically(path, lambda path: write_json(path, measured))
         return
     for values in request["runs"]:
         run = Run(**values)
