@@ -104,8 +104,9 @@ class Experiment:
 
     def results(self, runs: Iterable[Run]) -> list[dict[str, Any]]:
         """What `runs` left, of those that came to their end."""
-        paths = [self.folder / f"{run.key}.json" for run in runs]
-        return [read_json(path) for path in paths if path.is_file()]
+        pairs = [(run, self.folder / f"{run.key}.json") for run in runs]
+        found = [(run, read_json(path)) for run, path in pairs if path.is_file()]
+        return [result for run, result in found if result["run"] == asdict(run)]
 
     def complete(self, groups: Mapping[Any, Sequence[Run]]) -> None:
         """Trains what is missing: a group a process, since its start takes as long as many steps, two at a time."""

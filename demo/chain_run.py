@@ -70,7 +70,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """The name of its files; other values have another name, but for what `start` holds of its own name."""
+        """The name of its files; only a run with another `start` may have the same."""
         numbers = f"rate-{self.rate:g}-seed-{self.seed}-steps-{self.steps}"
         return f"{self.task}-{self.backbone}-{numbers}-{self.scored_on}-{self.scenes}"
 
@@ -105,8 +105,8 @@ def examples(task: str, part: str, count: int) -> Examples:
 
 
 def batches(data: Examples, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Any]]:
-    """Images float32 [B, 3, S, S] in -1..1 and targets, without end; an epoch's rest is dropped. Scenes are taken as they
-    are: the generator is the augmentation, and few are seen twice."""
+    """Images float32 [B, 3, S, S] in -1..1 and targets, without end; an epoch's rest is dropped. Scenes are taken as
+    they are: the generator is the augmentation, and few are seen twice."""
     while True:
         order = rng.permutation(len(data.images))
         for first in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):

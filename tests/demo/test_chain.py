@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from demo import chain, chain_run
-from demo.chain import DOCUMENT, PART, SMOKE, STORED, Experiment, chosen_rate, chosen_steps, main, render, summary
-from demo.chain_run import BACKBONES, TASKS, Run, ap50, batches, examples, normalise
+from demo import chain_run
+from demo.chain import (
+    DOCUMENT,
+    PART,
+    SMOKE,
+    STORED,
+    Experiment,
+    Scale,
+    chosen_rate,
+    chosen_steps,
+    main,
+    render,
+    summary,
+)
+from demo.chain_run import BACKBONES, TASKS, Run, ap50, batches, examples, normalise, step_seconds
 
+MACHINE = {"processor": "P", "threads": "1", "date": "D", "commit": "C"}
 RUN = Run("classify", "cyclemlp_b0", 1e-3, 0, 20, "held-out", 10)
 
 
@@ -86,8 +100,7 @@ def test_a_row_has_the_seeds_mean_and_sample_deviation():
     row = summary(searched, trained)
     assert row["mean"] == pytest.approx(0.6)
     assert row["deviation"] == pytest.approx(0.1)
-    machine = {"processor": "P", "threads": "1", "date": "D", "commit": "C"}
-    text = render({"machine": machine, "scale": asdict(chain.Scale()), "rows": [row]})
+    text = render({"machine": MACHINE, "scale": asdict(Scale()), "rows": [row]})
     assert (
         "| pretraining, top-1 | CycleMLP-B0 | 3.0 M | 20 | 44 | 0.250 | *0.500* | **0.600** ± 0.100 |"
         in text.splitlines()
@@ -105,38 +118,84 @@ def test_the_document_shows_the_stored_result_and_each_rate_is_the_best_of_the_h
         )
 
 
+@pytest.fixture
+def trained(monkeypatch):
+    """In place of training: runs get a score that is best at 1e-3 and grows with the seed, and are recorded."""
+    recorded = []
+
+    def call(self, request, name):
+        if "measure" in request:
+            costs = {backbone: 0.01 * (number + 1) for number, backbone in enumerate(BACKBONES)}
+            measured = {"machine": MACHINE, "seconds": dict.fromkeys(TASKS, costs)}
+            (self.folder / "measured.json").write_text(json.dumps(measured))
+        for values in request.get("runs", ()):
+            run = Run(**values)
+            recorded.append(run)
+            (self.folder / f"{run.key}.json").write_text(json.dumps(left(run, (run.rate == 1e-3) / 2 + run.seed / 1e4)))
+
+    monkeypatch.setattr(Experiment, "call", call)
+    return recorded
+
+
+def test_the_chain_gives_all_the_same_time_and_goes_on_where_it_ended(trained, tmp_path):
+    scale = Scale(seconds=2)
+    result = Experiment(list(BACKBONES), scale, tmp_path).run()
+    assert len({run.key for run in trained}) == len(trained) == len(TASKS) * len(BACKBONES) * 6
+    costs = dict(zip(BACKBONES, (0.01, 0.02, 0.03, 0.04)))
+    for run in trained:
+        searched = run.scored_on == "held-out"
+        assert run.steps == int((1 if searched else 2) / costs[run.backbone])
+        assert run.seed in ([100] if searched else [0, 1, 2])
+        assert searched or run.rate == 1e-3
+        assert (run.start is None) == (run.task == "classify")
+        if run.start:  # from the same backbone's pretraining with the same seed: the search has weights of its own
+            start = next(other for other in trained if other.key == run.start)
+            same = ("backbone", "scored_on", "seed")
+            assert [getattr(start, name) for name in same] == [getattr(run, name) for name in same]
+            assert (start.task, start.rate) == ("classify", 1e-3)
+    assert [(row["task"], row["backbone"]) for row in result["rows"]] == [(t, b) for t in TASKS for b in BACKBONES]
+
+    before = len(trained)
+    assert Experiment(list(BACKBONES), scale, tmp_path).run() == result
+    assert len(trained) == before
+    lost = trained[-1]
+    (tmp_path / f"{lost.key}.json").unlink()
+    assert Experiment(list(BACKBONES), scale, tmp_path).run() == result
+    assert trained[before:] == [lost]
+
+
+def test_a_run_from_other_weights_does_not_count(trained, tmp_path):
+    run = replace(RUN, task="detect", start="one")
+    experiment = Experiment([], SMOKE, tmp_path)
+    experiment.complete({"group": [run]})
+    assert len(experiment.results([run])) == 1
+    assert experiment.results([replace(run, start="other")]) == []
+
+
+def test_a_backbone_that_comes_later_is_timed_in_relation_to_one_that_is_there(monkeypatch):
+    monkeypatch.setattr(chain_run, "Trainer", lambda task, name, *rest: SimpleNamespace(step=name))
+    seconds = {"old": 0.4, "new": 0.8}
+    monkeypatch.setattr(
+        chain_run, "measure", lambda calls, **_: {name: SimpleNamespace(minimum=seconds[name]) for name in calls}
+    )
+    assert step_seconds("classify", ["old", "new"], 1) == seconds
+    assert step_seconds("classify", ["new"], 1, {"old": 0.2}) == {"new": pytest.approx(0.4)}
+
+
 @pytest.mark.slow
-def test_a_short_run_goes_along_the_chain_and_goes_on_where_it_ended(monkeypatch, tmp_path):
+def test_a_short_run_trains_all_stages(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["chain.py", "--smoke", "--backbones", "cyclemlp_b0", "--out", str(tmp_path)])
     assert main() == 0
-    runs = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*-*.json")}
-    assert len(runs) == 3 * (len(SMOKE.rates) + len(SMOKE.seeds))
-    for result in runs.values():
-        run = result["run"]
-        if run["task"] == "classify":
-            assert run["start"] is None
-            continue
-        start = runs[run["start"]]["run"]  # never a start of the other kind: the search has weights of its own
-        assert (start["task"], start["scored_on"], start["seed"]) == ("classify", run["scored_on"], run["seed"])
     result = json.loads((tmp_path / "result.json").read_text())
+    assert result["machine"]["threads"] == "1"
     assert [row["task"] for row in result["rows"]] == list(TASKS)
-    assert all(len(row["scores"]) == 2 for row in result["rows"])
+    for row in result["rows"]:
+        assert all(0 <= score <= 1 for score in (*row["scores"], *row["held_out"].values()))
+        assert all(
+            curve[-1]["seconds"] == pytest.approx(s, abs=0.01) for curve, s in zip(row["curves"], row["seconds"])
+        )
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-
-    called = []
-
-    def restore(self, request, name):
-        called.append(name)
-        (self.folder / f"{name}.json").write_text(json.dumps(runs[name]))
-
-    monkeypatch.setattr(Experiment, "call", restore)
-    assert main() == 0
-    assert called == []
-    lost = next(name for name in runs if name.startswith("detect"))
-    (tmp_path / "runs" / f"{lost}.json").unlink()
-    assert main() == 0
-    assert called == [lost]
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert (tmp_path / "result.md").read_text() == render(result) + "\n"
 
 
 @pytest.mark.slow
