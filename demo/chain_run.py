@@ -352,7 +352,7 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
         "score": round(score, 4),
         "seconds": round(seconds[-1], 2),
         "wall_seconds": round(wall, 2),
-        "parameters": sum(p.size for p in trainer.backbone.parameters()),
+        "parameters": sum(p.size for p in trainer.backbone.parameters() if not p.stop_gradient),
         "curve": [
             {"seconds": round(seconds[part[-1] + 1], 2), "loss": round(float(np.mean([losses[i] for i in part])), 4)}
             for part in parts
