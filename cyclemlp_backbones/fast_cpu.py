@@ -277,10 +277,10 @@ class FastMixer(CycleMixer):
         read = _read_by_all(x)
         biases = paddle.stack([self.sfc_h.bias, self.sfc_w.bias])
         weights = [_grouped(weight, 3) for weight in (self.sfc_h.weight, self.sfc_w.weight, self.mlp_c.weight.t())]
-        gates = self.gates(paddle.matmul(_mean(read), rows_of_all(*weights)) + biases.sum(0))
+        gates = self.gates(paddle.matmul(_mean(read), _rows_of_all(*weights)) + biases.sum(0))
         rows = weights[0].shape[0]
         gated = [weight * _repeat_rows(gate.unsqueeze(1), rows) for weight, gate in zip(weights, gates)]
-        merged_weight = paddle.matmul(rows_of_all(*gated), self.proj.weight)
+        merged_weight = paddle.matmul(_rows_of_all(*gated), self.proj.weight)
         bias = _linear((biases * paddle.stack(gates[:2], axis=1)).sum(1), self.proj.weight, self.proj.bias)
         y = paddle.matmul(read.reshape([batch, height * width, read.shape[3]]), merged_weight)
         return (y + _repeat_rows(bias.unsqueeze(1), height * width)).reshape([batch, height, width, channels])
@@ -299,7 +299,7 @@ def _read_by_all(x: Tensor) -> Tensor:
     return paddle.concat([window.reshape([batch, height, width, groups]) for window in windows], axis=-1)
 
 
-def rows_of_all(h: Tensor, w: Tensor, c: Tensor) -> Tensor:
+def _rows_of_all(h: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """Rows for `_read_by_all`'s channels, [..., 7 J, C_out], of three weights from `_grouped`, [..., 3 J, C_out]:
     those of `sfc_h`, of `sfc_w` and of `mlp_c`."""
     groups = h.shape[-2] // 3
