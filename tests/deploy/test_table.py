@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.deployment import RUNTIMES, best_first, difference, rows_of
+from benchmarks.deployment import RUNTIMES, best_first, difference, finds, rows_of
 from benchmarks.deployment_table import (
     DOCUMENT,
     EQUALITY,
@@ -70,3 +70,11 @@ def test_a_detectors_rows_are_compared_from_the_best_of_each_image():
     assert boxes[:, 2].tolist() == [2, 1, 5, 3, 4]
     assert counts.tolist() == [2, 3]
     assert masks.tolist() == [1, 0, 4, 2, 3]
+
+
+def test_a_detector_that_finds_nothing_is_not_compared():
+    one, names = np.array([[3, 0.6, 0, 0, 9, 9]]), ("bbox", "bbox_num")
+    assert finds([one, np.array([1])], names)
+    for nothing in (np.zeros([1, 6]), np.full([1, 6], -1.0), np.zeros([0, 6])):
+        assert not finds([nothing, np.array([1])], names)
+    assert finds([np.zeros([1, 4])], ("logits",))
