@@ -92,18 +92,19 @@ def test_a_folder_that_was_not_verified_says_so(classifier, tmp_path, capsys):
     assert "nothing to compare with; export the model again, without --no-verify" in capsys.readouterr().err
 
 
-def test_a_detectors_boxes_may_change_places_but_not_differ(tmp_path):
+class Detector:
+    folder = "out"
+    manifest = type("M", (), {"task": "det", "outputs": ("bbox", "bbox_num")})
+
+    def __init__(self, given):
+        self.given = given
+
+    def run(self, _):
+        return [self.given, np.array([len(self.given)])]
+
+
+def test_a_detectors_boxes_may_change_places_but_not_differ(caplog):
     boxes = np.array([[0, 0.9, 1, 2, 30, 40], [1, 0.9, 5, 6, 70, 80], [0, 0.2, 0, 0, 9, 9]], np.float32)
-
-    class Detector:
-        folder = tmp_path
-        manifest = type("M", (), {"task": "det", "outputs": ("bbox", "bbox_num")})
-
-        def __init__(self, given):
-            self.given = given
-
-        def run(self, _):
-            return [self.given, np.array([len(self.given)])]
 
     expected = {(1, 64, 64): [boxes, np.array([3])]}
     (sample,) = compare(Detector(boxes[[1, 0, 2]]), expected)
@@ -111,3 +112,11 @@ def test_a_detectors_boxes_may_change_places_but_not_differ(tmp_path):
     for wrong in (boxes + np.float32(0.1), boxes[:0]):
         with pytest.raises(ManifestError, match="bbox of a batch of 1, 64 x 64"):
             compare(Detector(wrong), expected)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("nothing", [np.zeros([1, 6]), np.full([1, 6], -1.0), np.zeros([0, 6])])
+def test_a_detector_that_finds_nothing_is_said_to_have_no_box_compared(nothing, caplog):
+    compare(Detector(nothing), {(1, 64, 64): [nothing, np.array([0])], (2, 64, 64): [nothing, np.array([0])]})
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no box was compared" in caplog.text
