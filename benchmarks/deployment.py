@@ -225,9 +225,9 @@ def measure_model(name: str, runtime: str, rounds: int) -> dict[str, Any]:
 
 
 def _reason(output: str) -> str:
-    """The last line of an error's text that names an error."""
+    """The last line of an error's text that names an error, without where the model lay."""
     lines = [line.strip() for line in output.splitlines() if "Error" in line]
-    return lines[-1][:160] if lines else ""
+    return re.sub(rf"[\w.]*Error: |{re.escape(tempfile.gettempdir())}/\S+ ", "", lines[-1])[:160] if lines else ""
 
 
 def _row(name: str, runtime: str, rounds: int) -> dict[str, Any]:

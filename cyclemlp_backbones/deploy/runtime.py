@@ -157,6 +157,8 @@ def _load_paddle(folder: Path, manifest: Manifest, threads: int, onednn: bool | 
             config.set_mkldnn_op(_PADDLE2_ONEDNN)
         else:  # 3.3.1 folds a normalization into a convolution that has a bias, wrongly: UPerNet
             config.delete_pass("conv2d_bias_bn_onednn_fuse_pass")
+    if paddle2:  # it scales a weight that several products share once for each: GFL's boxes
+        config.delete_pass("matmul_v2_scale_fuse_pass")
     predictor = inference.create_predictor(config)
     names = predictor.get_input_names()
     outputs = predictor.get_output_names()
